@@ -1,0 +1,35 @@
+"""Every error that dagger-nb raises on purpose.
+
+DaggerError
+├── ConfigError (ValueError)         a setting, recipe, profile or parameter is wrong
+├── DataError (ValueError)           a record, store file or task is torn, edited or of another format
+├── EnvironmentProblem (RuntimeError) the machine lacks something: a tool, disk, a permission
+│   └── SandboxError                 the sandbox itself failed; never counted as a failed task
+└── BudgetError (RuntimeError)       a hard limit on turns, tokens, queries or money would be overrun
+
+A message says what happened, where, and what to do next.
+"""
+
+
+class DaggerError(Exception):
+    """Base of the tree; catch it to catch everything that dagger-nb raises on purpose."""
+
+
+class ConfigError(DaggerError, ValueError):
+    """A setting, recipe, profile or parameter is wrong."""
+
+
+class DataError(DaggerError, ValueError):
+    """A record, store file or task is torn, edited or of another format."""
+
+
+class EnvironmentProblem(DaggerError, RuntimeError):
+    """The machine lacks something: a tool, disk space, a permission."""
+
+
+class SandboxError(EnvironmentProblem):
+    """The sandbox itself failed. An infrastructure failure is never scored as a failed task."""
+
+
+class BudgetError(DaggerError, RuntimeError):
+    """A hard limit on turns, tokens, queries or money would be overrun."""
