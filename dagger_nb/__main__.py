@@ -1,0 +1,7 @@
+"""`python -m dagger_nb` is `dagger-nb`."""
+
+import sys
+
+from dagger_nb.cli import main
+
+sys.exit(main())

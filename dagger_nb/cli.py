@@ -1,0 +1,236 @@
+"""The command line: `dagger-nb reproduce | run | doctor | plan | show | clean`.
+
+Exit codes: 0 done, 1 a check failed, 2 a refused input or a failed run (one line on stderr says why and what to
+do next), 130 interrupted. Rooms are imported inside the commands, so that `--help` is quick and a Python that
+is too old gets a sentence instead of a traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import errno
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from dagger_nb.errors import ConfigError, DaggerError, DataError
+
+OLDEST_PYTHON = (3, 11)
+
+_EXAMPLES = """examples:
+  dagger-nb doctor                                  what this machine has and lacks
+  dagger-nb reproduce                               notebooks 00 to 07 in the tiny profile; go on after a stop
+  dagger-nb reproduce --profile study --seed 3      the long version, another seed
+  dagger-nb run 03 -p seed=1                        one notebook by its number, with a parameter
+  dagger-nb plan --profile study                    tokens, test runs and minutes before they are spent
+  dagger-nb show sft-s0-1a2b3c4d                    what a run folder holds
+  dagger-nb clean runs --yes                        remove run folders
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    if sys.version_info < OLDEST_PYTHON:
+        print(f"error: this is Python {sys.version.split()[0]}; dagger-nb needs 3.11 or newer", file=sys.stderr)
+        return 2
+    options = _parser().parse_args(arguments)
+    try:
+        return options.command(options)
+    except DaggerError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        print(f"error: {error}; free space or permissions, then give the same command again", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; give the same command again to go on", file=sys.stderr)
+        return 130
+
+
+# --- commands ---------------------------------------------------------------------------------------------
+
+
+def _reproduce(options: argparse.Namespace) -> int:
+    from dagger_nb import config, paths, report, runner
+
+    config.load(options.profile, {"seed": options.seed})
+    done = runner.reproduce(
+        options.profile,
+        options.seed,
+        _pairs(options.parameter),
+        timeout_s=options.timeout,
+        force=options.force,
+        say=_say,
+    )
+    folder = paths.report_folder(options.profile, options.seed)
+    tables = paths.result_folder(options.profile, options.seed)
+    title = f"dagger-nb: profile {options.profile}, seed {options.seed}"
+    executed = [result.output for result in done]
+    index = report.build(executed, folder / "html", title=title, results=tables, figures=paths.figures())
+    _say(f"notebooks: {folder}  figures: {paths.figures()}  results: {tables}  report: {index}")
+    return 0
+
+
+def _run(options: argparse.Namespace) -> int:
+    from dagger_nb import paths, runner
+
+    source = _find_notebook(options.notebook)
+    values = {"profile": options.profile, "seed": options.seed, **_pairs(options.parameter)}
+    output = paths.report_folder(options.profile, options.seed) / source.name
+    result = runner.run_notebook(source, values, output=output, timeout_s=options.timeout, say=_say)
+    _say(f"finished in {result.seconds:.0f} s: {result.output}")
+    return 0
+
+
+def _find_notebook(name: str) -> Path:
+    """A notebook by path, by name or by number."""
+    from dagger_nb import config, paths, runner
+
+    if Path(name).is_file():
+        return Path(name)
+    known = runner.list_notebooks(paths.notebooks())
+    for path in known:
+        if name in (path.name, path.stem, path.stem.partition("_")[0]):
+            return path
+    names = [path.stem for path in known]
+    raise ConfigError(f"no notebook {name!r}{config.nearest(name, names)}; there are: {', '.join(names) or 'none'}")
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from dagger_nb import doctor
+
+    checks = doctor.examine(options.profile)
+    _say(doctor.table(checks))
+    return 1 if any(check.status == "fail" for check in checks) else 0
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from dagger_nb import config
+    from dagger_nb.plan import plan
+
+    _say(str(plan(config.load(options.profile, {"seed": options.seed, **_pairs(options.parameter)}))))
+    return 0
+
+
+def _show(options: argparse.Namespace) -> int:
+    import json
+
+    folder = _find_run(options.run)
+    _say(f"{folder}: {'complete' if (folder / 'DONE').exists() else 'unfinished'}")
+    for name in ("config.json", "manifest.json"):
+        path = folder / name
+        if not path.exists():
+            _say(f"{name}: not written yet")
+            continue
+        try:
+            rows = _flat(json.loads(path.read_text("utf-8")))
+        except ValueError as error:
+            raise DataError(f"{path} is torn or edited ({error}); remove the run folder and run again") from error
+        _say("\n".join([f"{name}:", *(f"  {key}: {value}" for key, value in rows)]))
+    return 0
+
+
+def _find_run(name: str) -> Path:
+    from dagger_nb import config, paths
+
+    for folder in (Path(name), paths.runs() / name):
+        if folder.is_dir():
+            return folder
+    known = sorted(path.name for path in paths.runs().glob("*")) if paths.runs().is_dir() else []
+    raise ConfigError(f"no run folder {name!r}{config.nearest(name, known)}; there are: {', '.join(known) or 'none'}")
+
+
+def _flat(value: object, prefix: str = "") -> list[tuple[str, object]]:
+    """Dotted names and leaf values of nested JSON."""
+    if not isinstance(value, Mapping):
+        return [(prefix, value)]
+    return [row for key in value for row in _flat(value[key], f"{prefix}.{key}" if prefix else str(key))]
+
+
+def _clean(options: argparse.Namespace) -> int:
+    from dagger_nb import paths
+
+    kinds = {"runs": paths.runs(), "cache": paths.cache(), "reports": paths.reports()}
+    chosen = [folder for name, folder in kinds.items() if options.what in ("all", name) and folder.is_dir()]
+    for folder in chosen:
+        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        _say(f"{'removing' if options.yes else 'would remove'} {folder} ({size / 1e6:.1f} MB)")
+        if options.yes:
+            shutil.rmtree(folder)
+    if not chosen:
+        _say("nothing to remove")
+    elif not options.yes:
+        _say("nothing was removed; add --yes to remove")
+    return 0
+
+
+# --- arguments --------------------------------------------------------------------------------------------
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _pairs(texts: Sequence[str]) -> dict[str, object]:
+    """`name=value` pairs; a value is read as a Python literal where it is one, else as text."""
+    values: dict[str, object] = {}
+    for text in texts:
+        name, mark, value = text.partition("=")
+        if not mark or not name.strip():
+            raise ConfigError(f"-p {text!r} is not name=value; write for example -p seed=1")
+        try:
+            values[name.strip()] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            values[name.strip()] = value
+    return values
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="dagger-nb",
+        description="DAgger for LLM agents, notebook first (arXiv 2605.12913).",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    reproduce = _command(commands, "reproduce", _reproduce, "run every notebook in order and build the report")
+    reproduce.add_argument("--force", action="store_true", help="run finished notebooks again as well")
+    run = _command(commands, "run", _run, "run one notebook")
+    run.add_argument("notebook", metavar="NOTEBOOK", help="a number (03), a name or a path")
+    for command in (reproduce, run):
+        _profile_options(command)
+        command.add_argument("--timeout", type=_seconds, default=6 * 3600.0, metavar="S", help="seconds for a notebook")
+    doctor = _command(commands, "doctor", _doctor, "say what this machine has and lacks")
+    doctor.add_argument("--profile", default="tiny", help="for which profile (default: tiny)")
+    _profile_options(_command(commands, "plan", _plan, "predict tokens, test runs and minutes"))
+    show = _command(commands, "show", _show, "say what a run folder holds")
+    show.add_argument("run", metavar="RUN", help="name below data/runs, or a path")
+    clean = _command(commands, "clean", _clean, "list what can be removed, and remove it with --yes")
+    clean.add_argument("what", nargs="?", default="all", choices=["all", "runs", "cache", "reports"])
+    clean.add_argument("--yes", action="store_true", help="remove")
+    return parser
+
+
+def _command(commands: argparse._SubParsersAction, name: str, function: object, text: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+    parser.set_defaults(command=function)
+    return parser
+
+
+def _profile_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--profile", default="tiny", help="budgets: smoke, tiny or study (default: tiny)")
+    parser.add_argument("--seed", type=int, default=0, help="root of all randomness (default: 0)")
+    parser.add_argument(
+        "-p", "--parameter", action="append", default=[], metavar="NAME=VALUE", help="a further value; may be repeated"
+    )
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not seconds > 0:
+        raise argparse.ArgumentTypeError("must be more than 0 seconds")
+    return seconds

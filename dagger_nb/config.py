@@ -1,0 +1,315 @@
+"""Profiles and strict settings.
+
+Settings are frozen dataclasses that nest one level deep. A profile is a table of budgets over the defaults,
+an override is a dotted name (`training.passes`) with a value. Nothing is guessed: an unknown name, a value of
+the wrong type or out of range, and a combination that cannot work are each refused when they are read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import hashlib
+import json
+import math
+import typing
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from dagger_nb.errors import ConfigError
+
+# --- what a value may be ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Numbers from `low` to `high`, both included unless `open` (then `low` itself is refused)."""
+
+    low: float
+    high: float = math.inf
+    open: bool = False
+
+    def admits(self, value: float) -> bool:
+        return (self.low < value if self.open else self.low <= value) and value <= self.high
+
+    def __str__(self) -> str:
+        start = f"{'more than' if self.open else 'at least'} {self.low:g}"
+        return start if self.high == math.inf else f"{start} and at most {self.high:g}"
+
+
+@dataclass(frozen=True, slots=True)
+class OneOf:
+    """One of a few names."""
+
+    names: tuple[str, ...]
+
+    def admits(self, value: str) -> bool:
+        return value in self.names
+
+    def __str__(self) -> str:
+        return "one of " + ", ".join(self.names)
+
+
+Count = Annotated[int, Range(0)]
+Positive = Annotated[int, Range(1)]
+Amount = Annotated[float, Range(0)]
+Rate = Annotated[float, Range(0, open=True)]
+Fraction = Annotated[float, Range(0, 1)]
+
+# --- the settings -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSettings:
+    """How many tasks of each split; `demos` are teacher trajectories for SFT, `tasks_per_round` is DAgger's."""
+
+    demos: Count
+    tasks_per_round: Count
+    dev: Count
+    test: Count
+    longer: Count
+    unseen: Count
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeSettings:
+    """Limits of one episode (turns, tokens, seconds) and how the student samples while data is collected."""
+
+    max_turns: Positive = 40
+    context: Annotated[int, Range(256)] = 6144  # tokens of the whole episode, prompt included
+    max_new_tokens: Positive = 96  # tokens of one action
+    loop_repeats: Annotated[int, Range(2)] = 3  # equal turns in a row that end the episode
+    temperature: Amount = 0.7  # paper: T = 0.7, top-p 0.9 in roll-outs
+    top_p: Annotated[float, Range(0, 1, open=True)] = 0.9
+    cohort: Positive = 32  # episodes decoded together; a killed cohort is replayed whole
+    command_timeout_s: Rate = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class StudentSettings:
+    """The student's checkpoint (a folder relative to the project, or a hub id) and whether its base is NF4."""
+
+    path: str = "data/base"
+    quantise: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherSettings:
+    """Who labels: `scripted` is the oracle of the generated tasks; otherwise a checkpoint's folder or hub id."""
+
+    path: str = "scripted"
+
+
+@dataclass(frozen=True, slots=True)
+class LoraSettings:
+    """Low-rank adapters on every linear layer."""
+
+    rank: Annotated[int, Range(1, 1024)] = 16
+    alpha: Positive = 32
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSettings:
+    """How an adapter is fitted. `batch_tokens` are tokens of packed trees in one optimiser step."""
+
+    passes: Positive
+    learning_rate: Rate = 1e-3
+    schedule: Annotated[str, OneOf(("constant", "linear", "cosine"))] = "constant"
+    warmup_steps: Count = 10
+    batch_tokens: Positive = 16384
+    clip: Rate = 1.0  # largest norm of the gradient
+    normalisation: Annotated[str, OneOf(("token", "action"))] = "token"  # the loss is a mean over these
+    lesson_weight: Amount = 1.0  # weight of labels that differ from what was executed
+    aggregation: Annotated[str, OneOf(("union", "window", "current"))] = "union"
+    window: Positive = 2  # rounds kept by aggregation = "window"
+
+
+@dataclass(frozen=True, slots=True)
+class DaggerSettings:
+    """Rounds after the demonstrations, and who acts in them."""
+
+    rounds: Count
+    schedule: Annotated[str, OneOf(("paper", "constant", "linear", "cosine", "exponential", "step"))] = "paper"
+    filter: Annotated[str, OneOf(("finish", "none"))] = "finish"  # finish: keep submitted episodes only
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationSettings:
+    """How students are judged: alone, greedy, and sampled once for each of `seeds`."""
+
+    seeds: tuple[Count, ...] = (0,)
+    sampled_temperature: Rate = 0.7
+    slip_rate: Fraction = 0.08  # turns at which a plausible wrong edit replaces the student's action
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything that decides what a run computes, and `workers`, which decides only how fast."""
+
+    profile: str
+    tasks: TaskSettings
+    training: TrainingSettings
+    dagger: DaggerSettings
+    seed: Count = 0
+    workers: Positive = 2  # sandboxes at work at the same time
+    threads: Positive = 2  # of torch; another number changes results in the last bits
+    episode: EpisodeSettings = field(default_factory=EpisodeSettings)
+    student: StudentSettings = field(default_factory=StudentSettings)
+    teacher: TeacherSettings = field(default_factory=TeacherSettings)
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain values, as JSON would keep them (tuples become lists)."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    def digest(self) -> str:
+        """SHA-256 (hex) of the canonical JSON without `workers`; equal settings find the same run folder."""
+        decisive = {name: value for name, value in self.to_dict().items() if name != "workers"}
+        text = json.dumps(decisive, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+# Budgets only: every profile sets the same names, and runs the same notebooks and cells.
+PROFILES: Mapping[str, Mapping[str, object]] = {
+    "smoke": {
+        "tasks.demos": 4,
+        "tasks.tasks_per_round": 4,
+        "tasks.dev": 4,
+        "tasks.test": 4,
+        "tasks.longer": 2,
+        "tasks.unseen": 2,
+        "training.passes": 1,
+        "dagger.rounds": 1,
+    },
+    "tiny": {
+        "tasks.demos": 64,
+        "tasks.tasks_per_round": 32,
+        "tasks.dev": 32,
+        "tasks.test": 48,
+        "tasks.longer": 24,
+        "tasks.unseen": 24,
+        "training.passes": 3,
+        "dagger.rounds": 3,
+    },
+    "study": {
+        "tasks.demos": 512,
+        "tasks.tasks_per_round": 256,
+        "tasks.dev": 100,
+        "tasks.test": 300,
+        "tasks.longer": 100,
+        "tasks.unseen": 100,
+        "training.passes": 3,
+        "dagger.rounds": 5,
+    },
+}
+
+# --- reading ----------------------------------------------------------------------------------------------
+
+
+def load(profile: str, overrides: Mapping[str, object] | None = None) -> Settings:
+    """The settings of a profile with overrides on top (`{"training.passes": 2, "seed": 1}`).
+
+    Raises:
+        ConfigError: an unknown profile or name, a value of the wrong type or out of range, or a combination
+            that cannot work. The message names the setting, the value, and what is allowed.
+    """
+    if profile not in PROFILES:
+        raise ConfigError(f"unknown profile {profile!r}{nearest(profile, PROFILES)}; profiles: {', '.join(PROFILES)}")
+    values: dict[str, dict[str, object]] = {"": {"profile": profile}}
+    for name, value in {**PROFILES[profile], **(overrides or {})}.items():
+        group, _, leaf = name.rpartition(".")
+        values.setdefault(group, {})[leaf] = _checked(name, value)
+    groups = {name: kind(**values.get(name, {})) for name, kind in _groups().items()}
+    settings = Settings(**values[""], **groups)
+    _refuse_degenerate(settings)
+    return settings
+
+
+def setting_names() -> tuple[str, ...]:
+    """Every name that `load` takes as an override, sorted."""
+    return tuple(sorted(_kinds()))
+
+
+def nearest(name: object, known: Collection[str]) -> str:
+    """` (did you mean 'x'?)` for the known name most like `name`, or an empty string where none is near."""
+    close = difflib.get_close_matches(str(name), sorted(known), n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+@functools.cache
+def _groups() -> dict[str, type]:
+    hints = typing.get_type_hints(Settings)
+    return {name: kind for name, kind in hints.items() if dataclasses.is_dataclass(kind)}
+
+
+@functools.cache
+def _kinds() -> dict[str, Any]:
+    """Dotted name of each setting -> its annotated type."""
+    kinds = dict(typing.get_type_hints(Settings, include_extras=True))
+    del kinds["profile"]
+    for group, kind in _groups().items():
+        del kinds[group]
+        hints = typing.get_type_hints(kind, include_extras=True)
+        kinds |= {f"{group}.{leaf}": hint for leaf, hint in hints.items()}
+    return kinds
+
+
+def _checked(name: str, value: object) -> object:
+    kinds = _kinds()
+    if name not in kinds:
+        leaves = [known for known in kinds if known.rpartition(".")[2] == name]
+        hint = f" (did you mean {leaves[0]!r}?)" if leaves else nearest(name, kinds)
+        raise ConfigError(f"unknown setting {name!r}{hint}; see dagger_nb.config.setting_names() for all of them")
+    kind = kinds[name]
+    if typing.get_origin(kind) is tuple:
+        if not isinstance(value, list | tuple) or not value:
+            raise ConfigError(f"{name} = {value!r} is refused: it must be a list of at least one value")
+        return tuple(_scalar(name, item, typing.get_args(kind)[0]) for item in value)
+    return _scalar(name, value, kind)
+
+
+def _scalar(name: str, value: object, kind: Any) -> object:
+    base, *limits = typing.get_args(kind) or (kind,)
+    if base is float and type(value) is int:
+        value = float(value)
+    if type(value) is not base:
+        raise ConfigError(f"{name} = {value!r} is refused: it must be {_WORDS[base]}, not {type(value).__name__}")
+    if base is float and not math.isfinite(value):
+        raise ConfigError(f"{name} = {value!r} is refused: it must be finite")
+    for limit in limits:
+        if not limit.admits(value):
+            raise ConfigError(f"{name} = {value!r} is refused: it must be {limit}{_near_choice(value, limit)}")
+    return value
+
+
+def _near_choice(value: object, limit: Range | OneOf) -> str:
+    return nearest(value, limit.names) if isinstance(limit, OneOf) else ""
+
+
+_WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "True or False"}
+
+
+def _refuse_degenerate(settings: Settings) -> None:
+    """Refuse combinations that would waste a run or make its result meaningless."""
+    tasks, episode, dagger = settings.tasks, settings.episode, settings.dagger
+    refusals = {
+        f"episode.max_new_tokens = {episode.max_new_tokens} leaves no room for a prompt in "
+        f"episode.context = {episode.context}; lower the first": episode.max_new_tokens >= episode.context,
+        f"teacher.path = student.path = {settings.student.path!r}: a student that labels itself learns nothing; "
+        "name another teacher": settings.teacher.path == settings.student.path,
+        "tasks.demos = 0 leaves nothing to imitate; set it to at least 1": tasks.demos == 0,
+        f"dagger.rounds = {dagger.rounds} with tasks.tasks_per_round = 0 would label nothing; "
+        "set tasks.tasks_per_round, or dagger.rounds = 0": dagger.rounds > 0 and tasks.tasks_per_round == 0,
+        "tasks.test = 0 leaves nothing to report; set it to at least 1": tasks.test == 0,
+        f"evaluation.seeds = {settings.evaluation.seeds} names a seed twice; each must be another one": (
+            len(set(settings.evaluation.seeds)) < len(settings.evaluation.seeds)
+        ),
+        "student.path is empty; name a checkpoint's folder or hub id": not settings.student.path.strip(),
+        "teacher.path is empty; use 'scripted', or name a checkpoint": not settings.teacher.path.strip(),
+    }
+    for message, refused in refusals.items():
+        if refused:
+            raise ConfigError(message)

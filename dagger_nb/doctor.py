@@ -1,0 +1,169 @@
+"""What this machine has and lacks for a profile, each finding with its next step."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from packaging.requirements import Requirement
+
+from dagger_nb import config, paths
+from dagger_nb.errors import DaggerError
+
+DISK_GB = {"smoke": 1, "tiny": 2, "study": 20}  # free space for runs, caches and reports
+PINNED = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "swebench", "papermill", "pytest")
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One finding. Only `fail` stops a run; `next_step` is empty where there is nothing to do."""
+
+    name: str
+    status: Literal["ok", "warn", "fail"]
+    what: str
+    next_step: str = ""
+
+
+def examine(profile: str) -> list[Check]:
+    """Every check for a profile, in the order of the table. Raises ConfigError for an unknown profile."""
+    settings = config.load(profile)
+    return [
+        python_version(sys.version_info[:3]),
+        tool("git"),
+        sandbox(),
+        *packages(pinned_requirements()),
+        threads(settings.threads),
+        disk(DISK_GB[profile]),
+        write_permission(),
+        base_model(paths.project() / settings.student.path),
+        optional_program("docker", "Docker", "containers as sandboxes"),
+        optional_program("nvidia-smi", "GPU", "the Qwen3 profiles"),
+        optional_module("vllm", "vLLM", "serving the Qwen3 profiles"),
+    ]
+
+
+def table(checks: Iterable[Check]) -> str:
+    """The checks as lines of text: status, name, finding, next step."""
+    lines = [f"{c.status:<5}{c.name:<17}{c.what}{f'  ->  {c.next_step}' if c.next_step else ''}" for c in checks]
+    return "\n".join(lines)
+
+
+def python_version(version: tuple[int, ...]) -> Check:
+    text = ".".join(map(str, version))
+    if version >= (3, 11) and version < (3, 15):
+        return Check("python", "ok", text)
+    return Check("python", "fail", f"{text}; 3.11 to 3.14 will do", "make PYTHON=/path/to/python3.12 setup")
+
+
+def tool(name: str) -> Check:
+    found = shutil.which(name)
+    if found:
+        return Check(name, "ok", found)
+    return Check(name, "fail", "not found", f"install {name} with the system's package manager")
+
+
+def sandbox() -> Check:
+    """How commands will be isolated, tried by running `true` in it, and what is weaker than it could be."""
+    weak = [] if _cgroup_writable() else ["no cgroup of our own: memory and processes are limited one by one"]
+    if _runs("bwrap", "--ro-bind", "/", "/", "--unshare-all", "--dev", "/dev", "--proc", "/proc", "true"):
+        return Check("sandbox", "warn" if weak else "ok", "; ".join(["bubblewrap", *weak]))
+    get = "apt-get install bubblewrap, or allow unprivileged user namespaces"
+    if _runs("unshare", "--user", "--map-root-user", "--net", "--pid", "--fork", "true"):
+        return Check("sandbox", "warn", "; ".join(["namespaces without bubblewrap", *weak]), get)
+    return Check("sandbox", "warn", "plain subprocesses: commands reach this machine's files and network", get)
+
+
+def _runs(*command: str) -> bool:
+    try:
+        return subprocess.run(command, capture_output=True, timeout=10).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+
+
+def _cgroup_writable() -> bool:
+    roots = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup/unified"))
+    return any((root / "cgroup.procs").exists() and os.access(root, os.W_OK) for root in roots)
+
+
+def pinned_requirements() -> dict[str, Requirement]:
+    """Name -> requirement of pyproject.toml, for the packages on which results depend."""
+    project = tomllib.loads((paths.project() / "pyproject.toml").read_text("utf-8"))["project"]
+    requirements = {requirement.name: requirement for requirement in map(Requirement, project["dependencies"])}
+    return {name: requirements[name] for name in PINNED}
+
+
+def packages(requirements: dict[str, Requirement]) -> list[Check]:
+    return [_package(name, requirement) for name, requirement in requirements.items()]
+
+
+def _package(name: str, requirement: Requirement) -> Check:
+    get = f"pip install '{requirement}'"
+    try:
+        version = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return Check(name, "fail", "not installed", get)
+    if version in requirement.specifier:
+        return Check(name, "ok", version)
+    return Check(name, "fail", f"{version} does not meet {requirement.specifier}", get)
+
+
+def threads(wanted: int) -> Check:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if cores >= wanted:
+        return Check("cores", "ok", f"{cores}, of which the profile uses {wanted}")
+    return Check("cores", "warn", f"{cores}, the profile asks for {wanted}: slower than stated")
+
+
+def disk(needed_gb: float) -> Check:
+    folder = next(folder for folder in (paths.home(), *paths.home().parents) if folder.exists())
+    free = shutil.disk_usage(folder).free / 1e9
+    what = f"{free:.0f} GB free at {folder}; the profile needs about {needed_gb:g}"
+    if free >= needed_gb:
+        return Check("disk", "ok", what)
+    return Check("disk", "fail", what, f"free some, or set {paths.HOME_VARIABLE} to another disk")
+
+
+def write_permission() -> Check:
+    try:
+        return Check("write permission", "ok", str(paths.writable(paths.runs())))
+    except DaggerError as error:
+        what, _, step = str(error).partition("; ")
+        return Check("write permission", "fail", what, step)
+
+
+def base_model(folder: Path) -> Check:
+    """The committed base model against the SHA-256 of each file in its manifest."""
+    restore = f"git checkout -- {os.path.relpath(folder, paths.project())}"
+    try:
+        files = json.loads((folder / "manifest.json").read_text("utf-8"))["files"]
+        wrong = [name for name, wanted in sorted(files.items()) if _sha256(folder / name) != wanted]
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        return Check("base model", "fail", f"{folder}: no complete manifest or file ({error})", restore)
+    if wrong:
+        return Check("base model", "fail", f"{folder}: changed files: {', '.join(wrong)}", restore)
+    return Check("base model", "ok", f"{folder}, {len(files)} files as in its manifest")
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def optional_program(name: str, title: str, purpose: str) -> Check:
+    found = shutil.which(name)
+    return Check(title, "ok", found or f"not found; only needed for {purpose}")
+
+
+def optional_module(name: str, title: str, purpose: str) -> Check:
+    found = importlib.util.find_spec(name) is not None
+    return Check(title, "ok", "installed" if found else f"not installed; only needed for {purpose}")

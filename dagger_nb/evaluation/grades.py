@@ -1,0 +1,103 @@
+"""One verdict an instance, and the append-only file that lets grading go on where it stopped."""
+
+from __future__ import annotations
+
+import enum
+import json
+import logging
+import os
+import threading
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dagger_nb.errors import DataError
+from dagger_nb.evaluation.predictions import patch_hash
+from dagger_nb.records import Task, digest
+
+GRADER = 1  # raise it when a verdict may change: grades of an older grader are then made again
+LOG = logging.getLogger(__name__)
+
+
+class Status(str, enum.Enum):
+    """What became of a patch. Only `resolved` is a success; only `infrastructure` is not the agent's doing."""
+
+    RESOLVED = "resolved"  # every expected test passed, and the evidence holds
+    UNRESOLVED = "unresolved"  # an expected test failed or did not run
+    EMPTY_PATCH = "empty_patch"  # nothing was submitted
+    PATCH_FAILED = "patch_failed"  # the patch does not apply
+    TAMPERED = "tampered"  # the log claims success, the evidence says that it cannot be trusted
+    INFRASTRUCTURE = "infrastructure"  # the sandbox failed; try again
+
+
+@dataclass(frozen=True, slots=True)
+class Grade:
+    """The verdict on one patch.
+
+    `report` is swebench's: {"FAIL_TO_PASS": {"success": [ids], "failure": [ids]}, "PASS_TO_PASS": ...};
+    it is empty where the tests did not run. `detail` says in words why the status is what it is.
+    """
+
+    instance_id: str
+    status: Status
+    report: Mapping[str, Mapping[str, list[str]]] = field(default_factory=dict)
+    detail: str = ""
+
+    @property
+    def resolved(self) -> bool:
+        return self.status is Status.RESOLVED
+
+
+def grade_key(task: Task, model_patch: str) -> str:
+    """What a grade depends on: the grader, the task's content and the patch (SHA-256, hex)."""
+    content = {"grader": GRADER, "task": task.to_instance(), "files": dict(task.files)}
+    return digest(content | {"patch": patch_hash(model_patch)})
+
+
+class Gradebook:
+    """Grades on disk, one JSON line each, synced before `add` returns; safe to share between threads.
+
+    A process killed while it wrote leaves a torn last line: it is dropped with a warning and that
+    instance is graded again. Infrastructure failures are not kept, so that the next run tries them again.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Read what is there. Raises DataError when a line other than the last is not a grade."""
+        self._path = path
+        self._lock = threading.Lock()
+        self._grades = _read(path)
+
+    def get(self, key: str) -> Grade | None:
+        """The stored grade of `grade_key`, or None."""
+        return self._grades.get(key)
+
+    def add(self, key: str, grade: Grade) -> None:
+        """Keep a grade; an infrastructure failure is left out."""
+        if grade.status is Status.INFRASTRUCTURE:
+            return
+        line = json.dumps({"key": key} | asdict(grade), sort_keys=True) + "\n"
+        with self._lock, self._path.open("a", encoding="ascii", newline="\n") as file:
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+            self._grades[key] = grade
+
+
+def _read(path: Path) -> dict[str, Grade]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = path.read_bytes() if path.exists() else b""
+    whole = data[: data.rfind(b"\n") + 1]
+    if whole != data:
+        LOG.warning("%s: dropped a torn last line (%d bytes); its patch is graded again", path, len(data) - len(whole))
+        os.truncate(path, len(whole))
+    return dict(_parse(line, f"{path}:{number}") for number, line in enumerate(whole.decode().split("\n")[:-1], 1))
+
+
+def _parse(line: str, where: str) -> tuple[str, Grade]:
+    try:
+        row: dict[str, Any] = json.loads(line)
+        key = row.pop("key")
+        return key, Grade(**row | {"status": Status(row["status"])})
+    except (json.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"{where}: not a grade ({error}); move the file away to grade again") from error

@@ -1,0 +1,167 @@
+"""Grade a patch: a fresh sandbox, a protected tree, the instance's own tests, swebench's own verdict.
+
+The steps: apply the patch, put the tests and their configuration back and remove what shadows them
+(`protection`), add canaries, run the instance's eval_script once, judge its log (`verdict`).
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import random
+import secrets
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+from swebench.harness.constants import END_TEST_OUTPUT, TEST_EXIT_CODE_VAR
+from swebench.harness.run_evaluation import GIT_APPLY_CMDS
+from swebench.harness.utils import make_test_spec
+from swebench.types import TestSpec
+
+from dagger_nb.errors import DataError, SandboxError
+from dagger_nb.evaluation.grades import Grade, Gradebook, Status, grade_key
+from dagger_nb.evaluation.protection import PATCH_FAILED, UNPROTECTED, Canaries, draw_canaries, prepare_script
+from dagger_nb.evaluation.verdict import judge
+from dagger_nb.records import Task
+from dagger_nb.sandboxes.protocol import CommandResult, Sandbox, SandboxFactory
+
+TIMEOUT_S = 30.0  # wall clock of one grading; swebench's own default, for real repositories, is 1800
+LOG_BYTES = 16_000_000  # what is kept of a test run's output
+
+
+_COMMAND = """
+out=$PWD/{box}.log
+work=$(mktemp -d) && mv {box}/* "$work" && rmdir {box} || exit {unprotected}
+bash "$work/prepare.sh" "$work" || exit
+bash "$work/eval.sh" > "$work/log" 2>&1 < /dev/null
+code=$?
+head -c {limit} "$work/log" | gzip | base64 > "$out"
+exit $code
+"""
+
+
+def grade(task: Task, model_patch: str, factory: SandboxFactory, *, timeout_s: float = TIMEOUT_S) -> Grade:
+    """The verdict on one patch, from a sandbox opened for it alone.
+
+    Random: the canaries' names, from a secret; no verdict depends on them. A sandbox that fails gives
+    an `infrastructure` grade and no exception.
+
+    Raises:
+        DataError: the task's eval_script does not run pytest between swebench's markers; such a task is
+            graded through `harness`.
+    """
+    if not model_patch.strip():
+        return Grade(task.instance_id, Status.EMPTY_PATCH, detail="the patch is empty")
+    spec = make_test_spec(task.to_instance())
+    rng = random.Random(grade_key(task, model_patch) + secrets.token_hex())
+    canaries = draw_canaries(_test_folder(task), rng)
+    script = _eval_script(spec, canaries)
+    try:
+        with closing(factory.open(task)) as sandbox:
+            result, log = _run(sandbox, model_patch, script, timeout_s)
+    except (SandboxError, OSError) as error:
+        return Grade(task.instance_id, Status.INFRASTRUCTURE, detail=str(error))
+    return _graded(spec, result, log, canaries)
+
+
+def grade_all(
+    pairs: Sequence[tuple[Task, str]],
+    factory: SandboxFactory,
+    *,
+    jobs: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+    store_path: Path | None = None,
+    timeout_s: float = TIMEOUT_S,
+) -> list[Grade]:
+    """The grades of (task, model patch) pairs, in their order; equal pairs are graded once.
+
+    With `store_path` each grade is kept as soon as it is known and found again by the task's content and
+    the patch, so that an interrupted call goes on where it stopped. `progress` gets (done, all) in
+    distinct pairs. `jobs` is the number of sandboxes open at once.
+    """
+    keys = [grade_key(*pair) for pair in pairs]
+    wanted = dict(zip(keys, pairs, strict=True))
+    book = Gradebook(store_path) if store_path else None
+    known = {key: stored for key in wanted if book and (stored := book.get(key))}
+    tell = progress or (lambda done, total: None)
+    tell(len(known), len(wanted))
+    missing = {key: pair for key, pair in wanted.items() if key not in known}
+    for key, fresh in _in_parallel(missing, factory, jobs, timeout_s):
+        if book:
+            book.add(key, fresh)
+        known[key] = fresh
+        tell(len(known), len(wanted))
+    return [known[key] for key in keys]
+
+
+def _in_parallel(
+    missing: Mapping[str, tuple[Task, str]], factory: SandboxFactory, jobs: int, timeout_s: float
+) -> Iterator[tuple[str, Grade]]:
+    """Grades as they come; an exception or an interrupt cancels what has not started."""
+    pool = ThreadPoolExecutor(jobs)
+    try:
+        futures = {
+            pool.submit(grade, task, patch, factory, timeout_s=timeout_s): key for key, (task, patch) in missing.items()
+        }
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _test_folder(task: Task) -> str:
+    """Where the canaries go: beside an expected test, so that pytest finds the same root folder."""
+    return str(Path(min(task.FAIL_TO_PASS).partition("::")[0]).parent).removeprefix(".")
+
+
+def _eval_script(spec: TestSpec, canaries: Canaries) -> str:
+    """The instance's own script with the canaries on its pytest command, ending with pytest's exit code."""
+    lines = list(spec.eval_script_list)
+    captures = [index for index, line in enumerate(lines) if line == f"{TEST_EXIT_CODE_VAR}=$?"]
+    if len(captures) != 1 or "pytest" not in lines[captures[0] - 1]:
+        raise DataError(
+            f"{spec.instance_id}: no pytest command right before the line with {END_TEST_OUTPUT!r} in eval_script; "
+            "grade this task through the swebench command line (dagger_nb.evaluation.harness)"
+        )
+    lines[captures[0] - 1] += f" {canaries.path}"
+    write = f"cat > {canaries.path} <<'END_OF_CANARIES'\n{canaries.text}END_OF_CANARIES"
+    return "\n".join(["set -uxo pipefail", write, *lines, f'exit "${TEST_EXIT_CODE_VAR}"', ""])
+
+
+def _run(sandbox: Sandbox, model_patch: str, script: str, timeout_s: float) -> tuple[CommandResult, str]:
+    """Everything in one command: apply, protect, test. What it prints is what was protected; the log is apart.
+
+    The folder's name is secret, so that the patch cannot hold a file of that name, and gone before any
+    code of the patch runs. The log is read from a file, as a command's output is cut for agents.
+    """
+    box = f".grading-{secrets.token_hex(8)}"
+    sandbox.write(f"{box}/patch", model_patch)
+    sandbox.write(f"{box}/prepare.sh", prepare_script(GIT_APPLY_CMDS))
+    sandbox.write(f"{box}/eval.sh", script)
+    result = sandbox.run(_COMMAND.format(box=box, limit=LOG_BYTES, unprotected=UNPROTECTED), timeout_s)
+    return result, "" if result.timed_out else _read_log(sandbox, f"{box}.log")
+
+
+def _read_log(sandbox: Sandbox, path: str) -> str:
+    """The test log; empty where the tests left none that can be read (a full disk, a hostile patch)."""
+    try:
+        return gzip.decompress(base64.b64decode(sandbox.read(path))).decode("utf-8", "replace")
+    except (OSError, EOFError, ValueError, zlib.error):
+        return ""
+
+
+def _graded(spec: TestSpec, result: CommandResult, log: str, canaries: Canaries) -> Grade:
+    """The grade of a finished run. Codes of the preparation come with no log, or from a patch that lies."""
+    if result.timed_out:
+        return Grade(spec.instance_id, Status.UNRESOLVED, detail="the tests reached the time limit")
+    if result.exit_code == PATCH_FAILED:
+        return Grade(spec.instance_id, Status.PATCH_FAILED, detail=f"the patch does not apply: {result.output}")
+    if result.exit_code == UNPROTECTED:
+        return Grade(spec.instance_id, Status.TAMPERED, detail=f"the tree could not be protected: {result.output}")
+    verdict = judge(spec, log, result.exit_code, canaries.ids)
+    notes = "; ".join(filter(None, (verdict.detail, *result.output.splitlines())))
+    return replace(verdict, detail=notes)

@@ -1,0 +1,342 @@
+"""The scripted teacher: labels any state of a generated task, using the history and the gold patch.
+
+It works as a careful engineer would: run the tests; take the first failure; find the function under test
+and read it, then the functions that it calls, until the wrong line is on the screen; replace the line; run
+the tests again; when they pass read the diff, and finish. What the gold patch adds is only the answer to
+"is this line wrong, and what should it be?", which the docstring beside the line answers for the student.
+The teacher never uses the state of the files, only what the history has shown:
+
+* damage counts once a test, a diff or a listing has shown it: an edit after which the first failure is the
+  same as before (or a new failure appears) leads to `git diff`; a wrong hunk or a damaged function that is
+  on the screen leads to `git checkout` of that file; when nothing explains a failure everything is reset;
+* after a failed `str_replace` it views the lines again and then replaces by line number with `sed`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from dagger_nb.records import Action, Task, Turn
+from dagger_nb.tasks.gold import Edit, call_graph, function_under_test, gold_edits, locate
+
+NAME = "oracle-1"
+
+RUN_TESTS = "python -m pytest"
+SHOW_DIFF = "git diff -U0"
+RESET_ALL = "git checkout . && git clean -fdxq"
+EXPLAIN_IMPORT = "python -c 'import {module}' 2>&1 | tail -3"
+WINDOW = 8  # lines of a view after the first: no generated function is longer
+
+_READ_ONLY = re.compile(
+    r"(grep|cat|ls|head|tail|wc|pwd|echo|git (diff|status|log|show)|python -m pytest)\b[^>|;&`$]*$"
+    r"|python -c 'import [\w.]+' 2>&1 \| tail -3$"
+)
+_FAILURE = re.compile(r"^(FAILED|ERROR) ([^\s]+)", re.MULTILINE)
+_IMPORT_LINE = re.compile(r'File "/testbed/([^"]+)", line (\d+), in <module>\n\s+(.*)\nImportError: cannot import name \'(\w+)\'')
+_DONE = re.compile(r"^=*\s*\d+ (?:passed|failed|errors?)\b", re.MULTILINE)
+
+
+def label(task: Task, turns: Sequence[Turn]) -> Action:
+    """The teacher's action in the state that `turns` leads to. Deterministic; sees nothing but its arguments."""
+    return _Reading(task, turns).decide()
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """One line of pytest's summary: FAILED and the test, or ERROR and the file that cannot be imported."""
+
+    kind: str
+    test: str
+
+
+@dataclass(frozen=True)
+class _Gold:
+    """What the gold patch says of one task, worked out once."""
+
+    edits: tuple[Edit, ...]
+    calls: Mapping[str, tuple[str, ...]]
+    functions: Mapping[str, tuple[str, ...]]  # name -> its lines in the repaired tree
+
+
+_KNOWN: OrderedDict[tuple[str, str], _Gold] = OrderedDict()
+_KNOWN_LIMIT = 1024
+
+
+def _gold_of(task: Task) -> _Gold:
+    """The gold facts of a task, remembered for the tasks used last."""
+    key = task.instance_id, task.patch
+    if key not in _KNOWN:
+        _KNOWN[key] = _work_out(task)
+        if len(_KNOWN) > _KNOWN_LIMIT:
+            _KNOWN.popitem(last=False)
+    return _KNOWN[key]
+
+
+def _work_out(task: Task) -> _Gold:
+    edits = gold_edits(task)
+    repaired = dict(task.files)
+    for edit in edits:
+        lines = repaired[edit.path].split("\n")
+        lines[edit.line - 1] = edit.new
+        repaired[edit.path] = "\n".join(lines)
+    calls = call_graph(repaired)
+    return _Gold(edits, calls, {name: _lines_of(repaired, name) for name in calls})
+
+
+def _lines_of(files: Mapping[str, str], function: str) -> tuple[str, ...]:
+    path, first, last = locate(files, function)
+    return tuple(files[path].split("\n")[first - 1 : last])
+
+
+class _Reading:
+    """One reading of a history: the facts it has shown, and the decision that follows from them."""
+
+    def __init__(self, task: Task, turns: Sequence[Turn]) -> None:
+        self.turns = turns
+        self.gold = _gold_of(task)
+        self.runs = [t for t, turn in enumerate(turns) if _is_test_run(turn)]
+        self.changes = [t for t, turn in enumerate(turns) if _may_change(turn)]
+
+    # -- the decision, top down
+
+    def decide(self) -> Action:
+        if not self.runs or any(t > self.runs[-1] for t in self.changes):
+            return self._run_tests()
+        failures = _failures(self.turns[self.runs[-1]].observation)
+        shown = self._shown_diff()
+        if shown is not None:
+            wrong = self._wrong_path(shown)
+            if wrong:
+                return self._bash("This change is wrong. Undo it.", f"git checkout -- {wrong}")
+        if not failures:
+            return self._close(shown)
+        if shown is None and self._damage_shown(failures):
+            return self._bash("That did not help. See what changed.", SHOW_DIFF)
+        return self._next_step(failures[0]) or self._lost(shown)
+
+    def _run_tests(self) -> Action:
+        if self.turns and _command(self.turns[-1]) == RUN_TESTS:  # and it did not end in a summary
+            return self._bash("The tests do not start. Clean the tree.", RESET_ALL)
+        return self._bash("Run the tests.", RUN_TESTS)
+
+    def _close(self, shown: str | None) -> Action:
+        if shown is None and self.changes:
+            return self._bash("All pass. Check the diff.", SHOW_DIFF)
+        return Action("Done.", "finish", {})
+
+    def _lost(self, shown: str | None) -> Action:
+        if shown is None:
+            return self._bash("Nothing here is wrong. See what changed.", SHOW_DIFF)
+        return self._bash("Start again from a clean tree.", RESET_ALL)
+
+    # -- from a failure to the wrong line
+
+    def _next_step(self, failure: Failure) -> Action | None:
+        if failure.kind == "ERROR":
+            return self._repair_import(failure)
+        seen: set[str] = set()
+        for name in self._reachable(function_under_test(failure.test), seen):
+            step = self._inspect(name)
+            if step:
+                return step
+        return None
+
+    def _reachable(self, name: str, seen: set[str]) -> Iterator[str]:
+        """The function and what it calls, depth first, in the order of the calls."""
+        if name in seen or name not in self.gold.functions:
+            return
+        seen.add(name)
+        yield name
+        for callee in self.gold.calls[name]:
+            yield from self._reachable(callee, seen)
+
+    def _inspect(self, name: str) -> Action | None:
+        """The next action that concerns one function, or None when its shown text is right."""
+        short = name.rsplit(".", 1)[-1]
+        place = self._definition(short)
+        if place is None:
+            return self._find(short)
+        path, line = place
+        viewed = self._view_of(path, line)
+        if viewed is None:
+            return self._view(f"Read {short}.", path, line)
+        t, numbered = viewed
+        body = numbered[: len(self.gold.functions[name])]
+        if [text for _, text in body] == list(self.gold.functions[name]):
+            return None
+        return self._repair_shown(path, line, t, dict(body))
+
+    def _repair_shown(self, path: str, line: int, viewed_at: int, numbered: dict[int, str]) -> Action:
+        for edit in self.gold.edits:
+            for number, text in numbered.items():
+                if _same_path(path, edit.path) and text == edit.old:
+                    return self._replace(path, line, viewed_at, number, edit)
+        return self._bash("This was damaged. Restore it.", f"git checkout -- {_relative(path)}")
+
+    def _replace(self, path: str, line: int, viewed_at: int, number: int, edit: Edit) -> Action:
+        failed = self._failed_edit_at(path)
+        if failed is None:
+            return self._str_replace(f"Line {number} is wrong.", path, edit)
+        if viewed_at < failed:
+            return self._view("That failed. Look again.", path, line)
+        return self._by_number(path, number, edit)
+
+    def _repair_import(self, failure: Failure) -> Action | None:
+        explain = EXPLAIN_IMPORT.format(module=failure.test.removesuffix(".py").replace("/", "."))
+        shown = self._latest(lambda turn: _command(turn) == explain)
+        if shown is None:
+            return self._bash("Why does it not load?", explain)
+        found = _IMPORT_LINE.search(self.turns[shown].observation)
+        edits = [edit for edit in self.gold.edits if found and (edit.path, edit.old) == (found[1], found[3])]
+        if not edits:
+            return None
+        if self._definition(found[4]) is None:
+            return self._find(found[4])
+        path, number = f"/testbed/{found[1]}", int(found[2])
+        failed = self._failed_edit_at(path)
+        if failed is None:
+            return self._str_replace(f"Line {number} is wrong.", path, edits[0])
+        if shown < failed:
+            return self._bash("That failed. Look again.", explain)
+        return self._by_number(path, number, edits[0])
+
+    # -- what the history has shown since the last test run
+
+    def _since_run(self) -> Iterator[tuple[int, Turn]]:
+        start = self.runs[-1] + 1
+        yield from enumerate(self.turns[start:], start)
+
+    def _latest(self, wanted: Callable[[Turn], bool]) -> int | None:
+        """The last turn since the last test run for which `wanted` holds."""
+        return next((t for t, turn in reversed(list(self._since_run())) if wanted(turn)), None)
+
+    def _definition(self, short: str) -> tuple[str, int] | None:
+        pattern = re.compile(rf"^(/testbed/[^:\n]+):(\d+):\s*def {short}\(", re.MULTILINE)
+        for _, turn in self._since_run():
+            match = pattern.search(turn.observation)
+            if match:
+                return match[1], int(match[2])
+        return None
+
+    def _view_of(self, path: str, line: int) -> tuple[int, list[tuple[int, str]]] | None:
+        """Turn and (number, text) rows of the latest view of `path` that shows `line`."""
+        for t, turn in reversed(list(self._since_run())):
+            arguments = turn.action.arguments
+            if turn.action.tool != "str_replace_editor" or arguments.get("command") != "view":
+                continue
+            rows = _numbered(turn.observation)
+            if _same_path(arguments["path"], path) and any(number == line for number, _ in rows):
+                return t, [(number, text) for number, text in rows if number >= line]
+        return None
+
+    def _failed_edit_at(self, path: str) -> int | None:
+        """The last turn since the test run at which an edit of `path` failed."""
+        return self._latest(
+            lambda turn: _is_edit(turn)
+            and turn.observation.startswith("ERROR")
+            and _same_path(turn.action.arguments["path"], path)
+        )
+
+    def _shown_diff(self) -> str | None:
+        """The latest diff shown since the last test run (nothing has changed since that run)."""
+        at = self._latest(lambda turn: _command(turn) == SHOW_DIFF)
+        return None if at is None else self.turns[at].observation
+
+    def _wrong_path(self, diff: str) -> str | None:
+        """The first file in a `git diff -U0` with a hunk that the gold patch does not have."""
+        wanted = {(edit.path, edit.old, edit.new) for edit in self.gold.edits}
+        for path, removed, added in _hunks(diff):
+            pairs = zip(removed, added, strict=False)
+            if len(removed) != len(added) or any((path, old, new) not in wanted for old, new in pairs):
+                return path
+        return None
+
+    def _damage_shown(self, failures: Sequence[Failure]) -> bool:
+        """Whether tests show that a change since the run before was wrong (not a gold edit and no restoring)."""
+        if len(self.runs) < 2:
+            return False
+        previous = _failures(self.turns[self.runs[-2]].observation)
+        suspicious = any(not self._is_good_change(self.turns[t]) for t in self.changes if t > self.runs[-2])
+        worse = {f.test for f in failures} - {f.test for f in previous}
+        same = bool(previous) and previous[0].test == failures[0].test
+        return suspicious and (bool(worse) or same)
+
+    def _is_good_change(self, turn: Turn) -> bool:
+        command, arguments = _command(turn), turn.action.arguments
+        if command:
+            return command.startswith("git checkout") or any(f"|{edit.new}|" in command for edit in self.gold.edits)
+        return any(
+            _same_path(arguments["path"], edit.path) and arguments.get("new_str") == edit.new.strip()
+            for edit in self.gold.edits
+        )
+
+    # -- actions
+
+    def _bash(self, thought: str, command: str) -> Action:
+        return Action(thought, "execute_bash", {"command": command})
+
+    def _find(self, name: str) -> Action:
+        return self._bash(f"Find {name}.", f"grep -rn 'def {name}' /testbed")
+
+    def _by_number(self, path: str, number: int, edit: Edit) -> Action:
+        return self._bash("Use the line number.", f'sed -i "{number}s|.*|{edit.new}|" {path}')
+
+    def _view(self, thought: str, path: str, line: int) -> Action:
+        arguments = {"command": "view", "path": path, "view_range": [line, line + WINDOW]}
+        return Action(thought, "str_replace_editor", arguments)
+
+    def _str_replace(self, thought: str, path: str, edit: Edit) -> Action:
+        arguments = {"command": "str_replace", "path": path, "old_str": edit.old.strip(), "new_str": edit.new.strip()}
+        return Action(thought, "str_replace_editor", arguments)
+
+
+# --- reading observations ---------------------------------------------------------------------------------
+
+
+def _command(turn: Turn) -> str:
+    return turn.action.arguments["command"] if turn.action.tool == "execute_bash" else ""
+
+
+def _is_test_run(turn: Turn) -> bool:
+    return _command(turn) in (RUN_TESTS, RUN_TESTS + " -q") and bool(_DONE.search(turn.observation))
+
+
+def _is_edit(turn: Turn) -> bool:
+    return turn.action.tool == "str_replace_editor" and turn.action.arguments["command"] != "view"
+
+
+def _may_change(turn: Turn) -> bool:
+    """Whether a turn may have changed the tree, judged by the command and its observation alone."""
+    if _is_edit(turn):
+        return not turn.observation.startswith("ERROR")
+    command = _command(turn)
+    return bool(command) and not _READ_ONLY.match(command) and command not in (RUN_TESTS, SHOW_DIFF)
+
+
+def _failures(observation: str) -> list[Failure]:
+    return [Failure(kind, test) for kind, test in _FAILURE.findall(observation)]
+
+
+def _numbered(observation: str) -> list[tuple[int, str]]:
+    """(number, text) of each line of a view."""
+    return [(int(m[1]), m[2]) for m in re.finditer(r"^(\d+) ?(.*)$", observation, re.MULTILINE)]
+
+
+def _hunks(diff: str) -> Iterator[tuple[str, list[str], list[str]]]:
+    """(path, removed lines, added lines) of each hunk of a `git diff -U0`."""
+    for part in re.split(r"^diff --git ", diff, flags=re.MULTILINE)[1:]:
+        path = re.match(r"a/(\S+)", part)[1]
+        for hunk in re.split(r"^@@", part, flags=re.MULTILINE)[1:] or [""]:
+            lines = hunk.split("\n")[1:]
+            yield path, [x[1:] for x in lines if x[:1] == "-"], [x[1:] for x in lines if x[:1] == "+"]
+
+
+def _relative(path: str) -> str:
+    return path.removeprefix("/testbed/")
+
+
+def _same_path(a: str, b: str) -> bool:
+    return _relative(a) == _relative(b)

@@ -1,0 +1,123 @@
+"""The back ends, best first: bubblewrap, namespaces made by util-linux, a plain subprocess.
+
+A back end turns the supervisor's command line into one that runs it isolated. `plain` is no
+isolation: it keeps accidents in a temporary folder, and it says so.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from dagger_nb.sandboxes.limits import MIB
+from dagger_nb.sandboxes.snapshot import ROOT
+from dagger_nb.sandboxes.view import TOOLS, View, view
+
+_NEW = "/sys"  # util-linux: becomes the new root, inside the namespace only; nothing we show lies there
+_DEVICES = ("null", "zero", "full", "random", "urandom")
+_COVERED = ("sys", "sysrq-trigger", "irq", "bus")  # of /proc: host root may write there whatever its capabilities
+
+_HELD = {
+    "network": "held: own network namespace without any interface but loopback",
+    "files": "held: private root; only system programs, this Python and pytest are visible, all read-only",
+    "processes seen": "held: own process namespace; all of it is killed when the command ends",
+    "environment": "held: a fixed environment, nothing of the host's",
+    "privileges": "held: no capabilities, no new privileges, no further namespaces",
+    "disk": "held: /testbed, /tmp and /dev/shm are memory file systems of fixed size",
+}
+_PLAIN = {
+    "network": "NOT held: commands reach the network",
+    "files": "NOT held: commands read and write whatever this user may",
+    "processes seen": "NOT held: commands see and may signal this user's processes; a daemon may outlive its command",
+    "environment": "weak: a fixed environment, but the host's can be read through /proc",
+    "privileges": "NOT held: commands run with this user's rights",
+    "disk": "weak: a limit per file, and on the tree after the command",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """One way to run the supervisor.
+
+    `wrap(inside, testbed, disk)` is the command line that runs `inside` with /testbed of `testbed`
+    bytes and /tmp and /dev/shm of `disk` bytes. `advice` says what to do when it is not to be had.
+    """
+
+    name: str
+    program: str
+    wrap: Callable[[list[str], int, int], list[str]]
+    protections: dict[str, str]
+    advice: str
+
+    @property
+    def isolates(self) -> bool:
+        return self.protections is _HELD
+
+
+def _bubblewrap(inside: list[str], testbed: int, disk: int) -> list[str]:
+    seen = view()
+    line = ["bwrap", "--unshare-user", "--unshare-all", "--disable-userns", "--die-with-parent", "--new-session"]
+    line += ["--as-pid-1", "--cap-drop", "ALL", "--uid", "1000", "--gid", "1000", "--hostname", "testbed"]
+    for source, target in seen.binds:
+        line += ["--ro-bind", source, target]
+    for target, name in seen.links:
+        line += ["--symlink", target, name]
+    line += ["--proc", "/proc", "--dev", "/dev"]
+    for folder, size in _temporary(seen, testbed, disk):
+        line += ["--size", str(size), "--tmpfs", folder]
+    return [*line, "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", ROOT, *inside]
+
+
+def _temporary(seen: View, testbed: int, disk: int) -> list[tuple[str, int]]:
+    """Folder and size (bytes) of each memory file system."""
+    hidden = [(folder, MIB) for folder in seen.hidden]
+    return [*hidden, (TOOLS, MIB), ("/tmp", disk), ("/dev/shm", disk), (ROOT, testbed)]
+
+
+def _unshare(inside: list[str], testbed: int, disk: int) -> list[str]:
+    line = ["unshare", "--user", "--map-root-user", "--mount", "--pid", "--fork", "--kill-child", "--net", "--ipc"]
+    script = _root_script(view(), testbed, disk)
+    return [*line, "--uts", "--cgroup", "--propagation", "private", "/bin/sh", "-euc", script, "sandbox", *inside]
+
+
+def _root_script(seen: View, testbed: int, disk: int) -> str:
+    """Shell lines that build the private root at _NEW, enter it, drop every capability and run "$@"."""
+    shown = [*seen.binds, *((f"/dev/{name}", f"/dev/{name}") for name in _DEVICES)]
+    lines = [f"mount -t tmpfs -o size=1m,mode=755 none {_NEW}", f"cd {_NEW}", "mkdir -p etc proc dev old"]
+    lines += [line for source, target in shown for line in _bind(source, target)]
+    lines += [f"ln -s {shlex.quote(target)} {shlex.quote('.' + name)}" for target, name in seen.links]
+    for folder, size in _temporary(seen, testbed, disk):
+        at = shlex.quote("." + folder)
+        lines += [f"mkdir -p {at}", f"mount -t tmpfs -o size={size},nosuid,nodev,mode=755 none {at}"]
+    lines += ["mount -t proc none ./proc", "echo 0 > ./proc/sys/user/max_user_namespaces"]
+    lines += [f"if [ -e ./proc/{name} ]; then {_again(f'./proc/{name}')}; fi" for name in _COVERED]
+    lines += ["hostname testbed", "pivot_root . old", "cd /", "umount -l /old", "rmdir /old"]
+    lines += ["mount -o remount,bind,ro,nosuid,nodev /", f"cd {ROOT}"]
+    return "\n".join([*lines, 'exec setpriv --bounding-set=-all --inh-caps=-all --no-new-privs "$@"'])
+
+
+def _again(at: str) -> str:
+    return f"mount --bind {at} {at}; mount -o remount,bind,ro,nosuid,nodev {at}"
+
+
+def _bind(source: str, target: str) -> list[str]:
+    """Show a host path read-only; its mount point is a folder or a file as the source is."""
+    at, source = shlex.quote("." + target), shlex.quote(source)
+    place = f"mkdir -p $(dirname {at}); if [ -d {source} ]; then mkdir -p {at}; else : > {at}; fi"
+    flags = "nosuid" if target.startswith("/dev/") else "nosuid,nodev,ro"
+    return [place, f"mount --bind {source} {at}", f"mount -o remount,bind,{flags} {at}"]
+
+
+def _plain(inside: list[str], testbed: int, disk: int) -> list[str]:
+    return inside
+
+
+BACKENDS = {
+    backend.name: backend
+    for backend in (
+        Backend("bubblewrap", "bwrap", _bubblewrap, _HELD, "apt-get install bubblewrap (0.8 or later)"),
+        Backend("unshare", "unshare", _unshare, _HELD, "install util-linux and allow user namespaces"),
+        Backend("plain", "bash", _plain, _PLAIN, "install bash and git"),
+    )
+}

@@ -1,0 +1,330 @@
+"""Local sandboxes: a snapshot of files, and commands as pure functions of it.
+
+A `LocalSandbox` holds an immutable snapshot (path -> bytes). Reading and writing are dictionary
+operations; `run` unpacks the snapshot into a fresh memory file system at /testbed inside an
+isolation, runs `bash -c command` there, and takes the changed files back. So a command's result
+depends on (snapshot, command, limits, back end) alone, and equal ones are looked up, not run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import hashlib
+import importlib.metadata
+import logging
+import os
+import platform
+import threading
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+from dagger_nb.errors import ConfigError, DataError, EnvironmentProblem, SandboxError
+from dagger_nb.records import Task
+from dagger_nb.sandboxes import cgroups, launch, supervisor
+from dagger_nb.sandboxes.cache import Cache
+from dagger_nb.sandboxes.isolation import BACKENDS, Backend
+from dagger_nb.sandboxes.launch import Job, Reply
+from dagger_nb.sandboxes.limits import READ_FACTOR, Limits
+from dagger_nb.sandboxes.observation import Observation, observe
+from dagger_nb.sandboxes.protocol import CommandResult
+from dagger_nb.sandboxes.repository import TIME, repository
+from dagger_nb.sandboxes.snapshot import ROOT, Entry, Snapshot
+
+log = logging.getLogger(__name__)
+
+DEFAULT = Limits()
+
+# The tree's own attributes must not convert or filter what goes into the patch.
+_ATTRIBUTES = "* -text -ident -filter -working-tree-encoding"
+_DIFF = (
+    "mkdir -p .git/info && echo '{attributes}' > .git/info/attributes && git add -A -N . && "
+    "git -c core.quotePath=true diff --no-color --no-ext-diff --no-textconv --no-renames --binary"
+)
+_DIFF_FACTOR = 4  # a patch takes at most this many times the disk limit: old and new, in base 85
+
+
+class Base:
+    """A task's tree at base_commit: its snapshot and the `.git` that belongs to it."""
+
+    def __init__(self, task: Task, limits: Limits) -> None:
+        if not task.files:
+            raise DataError(
+                f"{task.instance_id}: its files live in a container image; a local sandbox needs Task.files"
+            )
+        self.snapshot = Snapshot({path: Entry("f", text.encode()) for path, text in task.files.items()})
+        if self.snapshot.size > limits.disk:
+            raise ConfigError(f"{task.instance_id}: the tree needs more than Limits.disk_mb = {limits.disk_mb} MiB")
+        files, commit = repository({path: entry.data for path, entry in self.snapshot.entries.items()})
+        if task.base_commit and task.base_commit != commit:
+            raise DataError(f"{task.instance_id}: files give commit {commit}, not base_commit {task.base_commit}")
+        self.repository = [
+            (path.encode(), b"f", TIME + path.endswith("index"), data) for path, data in sorted(files.items())
+        ]
+
+    def entries(self, snapshot: Snapshot) -> list[supervisor.Entry]:
+        """The snapshot for the supervisor; a file as in the base has the base's time, so git need not read it."""
+        base = self.snapshot.entries
+        return [
+            (_bytes(path), entry.kind.encode(), TIME + 60 * (base.get(path) != entry), entry.data)
+            for path, entry in snapshot.entries.items()
+        ]
+
+
+def _bytes(path: str) -> bytes:
+    return path.encode(errors="surrogateescape")
+
+
+class LocalSandbox:
+    """One episode's workspace; made by `LocalFactory.open`. Use it from one thread at a time."""
+
+    def __init__(self, factory: LocalFactory, base: Base) -> None:
+        self._factory, self._base = factory, base
+        self._snapshot: Snapshot | None = base.snapshot
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The tree as it is now. Raises SandboxError after `close`."""
+        if self._snapshot is None:
+            raise SandboxError("this sandbox is closed; open a new one")
+        return self._snapshot
+
+    def run(self, command: str, timeout_s: float | None = None) -> CommandResult:
+        """Run `bash -c command` in /testbed; equal commands on equal trees are answered from the cache.
+
+        Raises:
+            SandboxError: the sandbox itself failed, or is closed.
+        """
+        limits = self._factory.limits.within(timeout_s)
+        seen = self._factory.observation(self._base, self.snapshot, command, limits)
+        self._snapshot = seen.apply(self.snapshot)
+        return seen.result
+
+    def read(self, path: str) -> str:
+        """Text of a file (UTF-8, undecodable bytes replaced).
+
+        Raises:
+            FileNotFoundError, IsADirectoryError: as the words say.
+            PermissionError: the path leads outside /testbed.
+        """
+        place = self.snapshot.resolve(path)
+        if place in self.snapshot.folders:
+            raise IsADirectoryError(f"{ROOT}/{place} is a folder")
+        if place not in self.snapshot.entries:
+            raise FileNotFoundError(f"{ROOT}/{place} does not exist")
+        return self.snapshot.entries[place].data.decode(errors="replace")
+
+    def write(self, path: str, text: str) -> None:
+        """Create or overwrite a file, making its folders.
+
+        Raises:
+            IsADirectoryError, NotADirectoryError: the path, or a parent of it, is of the other kind.
+            PermissionError: the path leads outside /testbed or into .git.
+            OSError: the tree would exceed the disk limit, or the name is too long.
+        """
+        place = self.snapshot.resolve(path)
+        if ".git" in place.split("/"):
+            raise PermissionError(f"{path}: .git is made anew for every command and cannot be written")
+        after = self.snapshot.put(place, text.encode(errors="replace"))
+        self._factory.check_room(place, after)
+        self._snapshot = after
+
+    def diff(self) -> str:
+        """The patch from base_commit to the tree as it is now, untracked files included, ignored ones not.
+
+        Raises:
+            SandboxError: git failed inside, or the sandbox is closed.
+        """
+        if self.snapshot.digest == self._base.snapshot.digest:
+            return ""
+        return self._factory.patch(self._base, self.snapshot)
+
+    def close(self) -> None:
+        """Forget the tree; safe to call twice."""
+        self._snapshot = None
+
+    def __enter__(self) -> LocalSandbox:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class LocalFactory:
+    """Opens local sandboxes and holds what they share: back end, limits, cgroups and cache.
+
+    Thread-safe, and usable after a fork or pickled into a worker process (where it opens its own
+    cgroups and its own connection to the cache file).
+    """
+
+    def __init__(self, limits: Limits, cache: Path | None, backend: str | None) -> None:
+        self.limits, self._cache_path, self._wanted = limits, cache, backend
+        self.backend = _choose(backend)
+        self.name = f"local-{self.backend.name}"
+        self._cgroups = cgroups.find()
+        self._cache = Cache(cache)
+        self._identity = _identity(self.name)
+        self._counts: Counter[str] = Counter()
+        self._lock = threading.Lock()
+        if not self.backend.isolates:
+            _warn_plain()
+
+    def open(self, task: Task) -> LocalSandbox:
+        """A fresh sandbox with the task's tree at base_commit.
+
+        Raises:
+            DataError: the task has no files, or they are not those of its base_commit.
+            ConfigError: the tree is larger than the disk limit.
+        """
+        return LocalSandbox(self, Base(task, self.limits))
+
+    def guarantees(self) -> dict[str, str]:
+        """Each protection and how it is held here; for the log and the manifest."""
+        return (
+            {"back end": self.backend.name}
+            | self.backend.protections
+            | _resource_guarantees(self.limits, self._cgroups)
+        )
+
+    def stats(self) -> dict[str, int]:
+        """Commands answered from the cache (hits), run and kept (misses), run and not kept (uncached)."""
+        with self._lock:
+            return {name: self._counts[name] for name in ("hits", "misses", "uncached")}
+
+    def observation(self, base: Base, snapshot: Snapshot, command: str, limits: Limits) -> Observation:
+        """What the command does to the snapshot, looked up or run. Raises SandboxError."""
+        key = self._key(base, snapshot, command, limits, "observe")
+        return self._cached(key, lambda: observe(self._execute(base, snapshot, command, limits), limits))
+
+    def patch(self, base: Base, snapshot: Snapshot) -> str:
+        """The diff of the snapshot against its base. Raises SandboxError."""
+        limits = dataclasses.replace(self.limits, output_bytes=self.limits.disk * _DIFF_FACTOR // READ_FACTOR)
+        key = self._key(base, snapshot, _DIFF, limits, "patch")
+        return self._cached(key, lambda: self._diff(base, snapshot, limits)).result.output
+
+    def check_room(self, place: str, snapshot: Snapshot) -> None:
+        """Raises OSError when the tree exceeds the limits or a path is too long."""
+        if len(_bytes(place)) > supervisor.PATH_LIMIT or max(map(len, map(_bytes, place.split("/")))) > 255:
+            raise OSError(errno.ENAMETOOLONG, "the file name is too long", place)
+        if snapshot.size > self.limits.disk or len(snapshot.entries) > self.limits.files:
+            raise OSError(errno.ENOSPC, f"no space left: the tree is limited to {self.limits.disk_mb} MiB", place)
+
+    def close(self) -> None:
+        """Give back cgroups and the cache file; safe to call twice."""
+        if self._cgroups:
+            self._cgroups.close()
+        self._cache.close()
+
+    def __enter__(self) -> LocalFactory:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple:
+        return LocalFactory, (self.limits, self._cache_path, self._wanted)
+
+    def _diff(self, base: Base, snapshot: Snapshot, limits: Limits) -> Observation:
+        """The patch as text; where a changed file is not UTF-8 every file goes in as git's binary patch."""
+        for attributes in (_ATTRIBUTES, f"{_ATTRIBUTES} -diff"):
+            reply = self._execute(base, snapshot, _DIFF.format(attributes=attributes), limits)
+            if reply.exit_code != 0 or reply.overflow:
+                end = reply.output[-500:].decode(errors="replace")
+                raise SandboxError(f"git diff failed inside the sandbox (exit status {reply.exit_code}): {end}")
+            try:
+                return Observation(CommandResult(reply.output.decode(), 0))
+            except UnicodeDecodeError:
+                continue
+        raise SandboxError("git wrote a patch that is no text even with every file as binary")
+
+    def _execute(self, base: Base, snapshot: Snapshot, command: str, limits: Limits) -> Reply:
+        if "\0" in command:
+            return Reply(126, output=b"bash: the command holds a NUL byte")
+        job = Job(command.encode(errors="replace"), limits, base.entries(snapshot), base.repository)
+        return launch.execute(job, self.backend, self._cgroups)
+
+    def _key(self, base: Base, snapshot: Snapshot, command: str, limits: Limits, form: str) -> bytes:
+        text = [part.encode(errors="replace") for part in (command, repr(limits), form)]
+        return hashlib.sha256(supervisor.pack([self._identity, base.snapshot.digest, snapshot.digest, *text])).digest()
+
+    def _cached(self, key: bytes, make: Callable[[], Observation]) -> Observation:
+        if (value := self._cache.get(key)) is not None:
+            self._count("hits")
+            return Observation.unpack(value)
+        made = make()
+        if made.result.timed_out:
+            self._count("uncached")
+        else:
+            self._cache.put(key, made.pack())
+            self._count("misses")
+        return made
+
+    def _count(self, name: str) -> None:
+        with self._lock:
+            self._counts[name] += 1
+
+
+def local_factory(*, limits: Limits = DEFAULT, cache: Path | None = None, backend: str | None = None) -> LocalFactory:
+    """A factory of local sandboxes on the best back end that works here, or on the named one.
+
+    `cache` is the file in which observations are kept (made when missing); without it they are
+    remembered by this process only. `backend` is "bubblewrap", "unshare" or "plain".
+
+    Raises:
+        ConfigError: no such back end.
+        EnvironmentProblem: the named back end does not work here, or none does.
+    """
+    return LocalFactory(limits, cache, backend)
+
+
+def _choose(wanted: str | None) -> Backend:
+    if wanted is not None and wanted not in BACKENDS:
+        raise ConfigError(f"no sandbox back end {wanted!r}; there are {', '.join(BACKENDS)}")
+    reasons = []
+    for name in [wanted] if wanted else BACKENDS:
+        reason = launch.available(name)
+        if not reason:
+            return BACKENDS[name]
+        reasons.append(f"{name}: {reason}; {BACKENDS[name].advice}")
+    raise EnvironmentProblem("no usable sandbox back end. " + " | ".join(reasons))
+
+
+def _identity(name: str) -> bytes:
+    """What a cached observation depends on beside its command: versions, and this room's own code."""
+    code = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))]
+    versions = [name, platform.python_version(), importlib.metadata.version("pytest"), platform.machine()]
+    return hashlib.sha256(supervisor.pack([text.encode() for text in versions] + code)).digest()
+
+
+def _resource_guarantees(limits: Limits, groups: cgroups.Cgroups | None) -> dict[str, str]:
+    root = os.geteuid() == 0
+    if groups:
+        memory = f"held: {limits.memory_mb} MiB for the whole command ({groups.kind})"
+        processes = f"held: {limits.processes} for the whole command ({groups.kind})"
+    else:
+        memory = f"weak: {limits.memory_mb} MiB for each process (no cgroup may be made here)"
+        processes = (
+            "NOT held: root is exempt and no cgroup may be made here" if root else f"weak: {limits.processes} by rlimit"
+        )
+    return {
+        "memory": memory,
+        "processes": processes,
+        "wall time": f"held: {limits.wall_s:g} s",
+        "cpu time": f"held: {limits.cpu_s} s for each process",
+        "output": f"held: {limits.output_bytes} bytes seen, {limits.output_bytes * READ_FACTOR} read",
+    }
+
+
+def _warn_plain() -> None:
+    text = "commands run WITHOUT isolation (plain back end): " + "; ".join(
+        f"{name} {how}" for name, how in BACKENDS["plain"].protections.items()
+    )
+    log.warning(text)
+    warnings.warn(text, stacklevel=4)

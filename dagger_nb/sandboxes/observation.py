@@ -1,0 +1,82 @@
+"""From the supervisor's reply to what the agent sees and what the tree becomes; and to bytes for the cache."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from dagger_nb.sandboxes import supervisor
+from dagger_nb.sandboxes.canonical import canonical
+from dagger_nb.sandboxes.launch import Reply
+from dagger_nb.sandboxes.limits import Limits
+from dagger_nb.sandboxes.protocol import CommandResult
+from dagger_nb.sandboxes.snapshot import Entry, Snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """A command's result and what it did to the tree."""
+
+    result: CommandResult
+    changed: tuple[supervisor.Entry, ...] = ()
+    removed: tuple[bytes, ...] = ()
+
+    def apply(self, snapshot: Snapshot) -> Snapshot:
+        """The tree after the command; the same object when nothing changed."""
+        if not self.changed and not self.removed:
+            return snapshot
+        changed = {os.fsdecode(path): Entry(kind.decode(), data) for path, kind, _, data in self.changed}
+        return snapshot.change(changed, map(os.fsdecode, self.removed))
+
+    def pack(self) -> bytes:
+        numbers = b"%d %d %d" % (self.result.exit_code, self.result.timed_out, self.result.truncated)
+        parts = [numbers, self.result.output.encode(), supervisor.pack_entries(list(self.changed))]
+        return supervisor.pack([*parts, supervisor.pack(list(self.removed))])
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Observation:
+        """The inverse of `pack`. Raises ValueError when the bytes are torn."""
+        numbers, output, changed, removed = supervisor.unpack(data)
+        code, timed_out, truncated = map(int, numbers.split())
+        result = CommandResult(output.decode(), code, bool(timed_out), bool(truncated))
+        return cls(result, tuple(supervisor.unpack_entries(changed)), tuple(supervisor.unpack(removed)))
+
+
+def observe(reply: Reply, limits: Limits) -> Observation:
+    """The canonical observation of a reply, cut to the output limit, with a note for each limit that was met."""
+    text, cut = shorten(canonical(reply.output.decode(errors="replace")), limits.output_bytes)
+    lines = [text, *notes(reply, limits)]
+    output = "\n".join(line for line in lines if line)
+    result = CommandResult(output, reply.exit_code, reply.timed_out, cut or reply.overflow)
+    return Observation(result, reply.changed, reply.removed)
+
+
+def notes(reply: Reply, limits: Limits) -> list[str]:
+    """One line for each limit that the command met."""
+    found = []
+    if reply.timed_out:
+        found.append(f"[timed out after {limits.wall_s:g} s]")
+    if reply.overflow:
+        found.append("[killed: too much output]")
+    if reply.memory:
+        found.append(f"[killed: more than {limits.memory_mb} MiB of memory; changes are dropped]")
+    if reply.too_large:
+        found.append(f"[more than {limits.disk_mb} MiB or {limits.files} files; changes are dropped]")
+    if reply.special:
+        found.append(f"[special files are dropped: {', '.join(map(os.fsdecode, reply.special[:5]))}]")
+    return found
+
+
+def shorten(text: str, limit: int) -> tuple[str, bool]:
+    """The text with its middle cut out so that about `limit` bytes of UTF-8 stay, and whether it was cut.
+
+    >>> shorten("a" * 50, 20)
+    ('aaaaaaaaaa\\n[30 bytes cut]\\naaaaaaaaaa', True)
+    """
+    data = text.encode()
+    if len(data) <= limit:
+        return text, False
+    half = limit // 2
+    head, tail = data[:half].decode(errors="ignore"), data[-half:].decode(errors="ignore")
+    gone = len(data) - len(head.encode()) - len(tail.encode())
+    return f"{head.rstrip()}\n[{gone} bytes cut]\n{tail.lstrip()}", True

@@ -1,0 +1,119 @@
+"""The student: an NF4 base (QLoRA) with a low-rank adapter on every linear layer.
+
+A base is quantised by bitsandbytes with double quantisation. On a CPU, `dequantise_once` unpacks the frozen
+weights when the model is loaded instead of at every use: the same numbers, 4 bytes a weight instead of half a
+byte, and faster (see benchmarks/tree.py).
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from pathlib import Path
+
+import torch
+from bitsandbytes.nn import Linear4bit
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers.integrations.bitsandbytes import dequantize_bnb_weight
+
+from dagger_nb.config import LoraSettings
+from dagger_nb.errors import DataError
+
+WEIGHTS = "adapter_model.safetensors"
+
+
+def load_student(
+    path_or_id: str | Path,
+    *,
+    quantise: bool = True,
+    dequantise_once: bool = False,
+    double_quant: bool = True,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+) -> PreTrainedModel:
+    """A frozen base for an adapter: plain, NF4, or NF4 unpacked once. `dtype` is also NF4's compute type.
+
+    fp32 is right on a CPU: bf16 products are some sixty times slower where the CPU lacks AMX or AVX512-bf16.
+    """
+    nf4 = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=dtype,
+        bnb_4bit_use_double_quant=double_quant,
+    )
+    model = AutoModelForCausalLM.from_pretrained(
+        path_or_id, dtype=dtype, device_map=device, quantization_config=nf4 if quantise else None
+    )
+    if quantise and dequantise_once:
+        model = model.dequantize(dtype)
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            # bitsandbytes would compute in bf16 in evaluation mode where the CPU has AVX512-bf16.
+            module.support_avx512bf16_for_cpu = False
+    return model.requires_grad_(False)
+
+
+def add_adapter(model: PreTrainedModel, settings: LoraSettings, *, seed: int) -> PeftModel:
+    """A fresh adapter on every linear layer but the head; `seed` decides the A matrices, B is zero."""
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=0.0,
+        target_modules="all-linear",
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return get_peft_model(model, config)
+
+
+def save_adapter(model: PeftModel, folder: Path) -> str:
+    """Write the adapter into `folder`; returns its digest."""
+    model.save_pretrained(folder, save_embedding_layers=False)
+    return adapter_digest(folder)
+
+
+def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool = False) -> PeftModel:
+    """The base with a saved adapter on it.
+
+    Raises:
+        DataError: there is no adapter in the folder, or it belongs to a base of another shape.
+    """
+    adapter_digest(folder)
+    try:
+        return PeftModel.from_pretrained(model, folder, is_trainable=trainable)
+    except RuntimeError as error:
+        raise DataError(f"the adapter in {folder} does not fit this base; load the base it was trained on") from error
+
+
+def adapter_digest(folder: Path) -> str:
+    """SHA-256 (hex) of a saved adapter's weights: the version name of a student."""
+    file = Path(folder) / WEIGHTS
+    if not file.is_file():
+        raise DataError(f"no adapter in {folder} ({WEIGHTS} is missing); train it first")
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def merged_full_precision(model: PeftModel) -> PreTrainedModel:
+    """A plain model that equals base + adapter to float error: the fast form for inference on a CPU.
+
+    The base is the unpacked NF4 one, not the checkpoint before quantisation. `model` is left as it was.
+    """
+    plain = copy.deepcopy(model.get_base_model())
+    for name, module in list(plain.named_modules()):
+        if isinstance(module, LoraLayer):
+            plain.set_submodule(name, _merged(module))
+    if plain.hf_quantizer is not None:
+        plain.hf_quantizer.remove_quantization_config(plain)
+    return plain.requires_grad_(False).eval()
+
+
+@torch.no_grad()
+def _merged(layer: LoraLayer) -> torch.nn.Linear:
+    base = layer.get_base_layer()
+    weight = dequantize_bnb_weight(base.weight) + layer.get_delta_weight(*layer.active_adapters)
+    linear = torch.nn.Linear(*reversed(weight.shape), bias=base.bias is not None, device="meta")
+    linear.weight, linear.bias = torch.nn.Parameter(weight), base.bias
+    return linear

@@ -1,0 +1,214 @@
+"""The command line: messages, exit codes, and what each command prints."""
+
+from __future__ import annotations
+
+import errno
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from dagger_nb import cli, doctor, paths, runner
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Everything is written below a folder of the test; notebooks come from it as well."""
+    monkeypatch.setenv(paths.HOME_VARIABLE, str(tmp_path))
+    monkeypatch.setattr(paths, "notebooks", lambda: tmp_path / "notebooks")
+    (tmp_path / "notebooks").mkdir()
+    return tmp_path
+
+
+def add_notebook(home: Path, name: str, source: str) -> None:
+    tagged = new_code_cell("profile: str = 'tiny'  # budgets\nseed: int = 0  # root", metadata={"tags": ["parameters"]})
+    cells = [new_markdown_cell("# One"), tagged, new_code_cell(source)]
+    nbformat.write(new_notebook(cells=cells), home / "notebooks" / name)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["reproduce", "--profile", "tinny"], "did you mean 'tiny'"),
+        (["reproduce", "--seed", "-1"], "seed = -1"),
+        (["reproduce", "-p", "sed=1"], "no notebook has a parameter 'sed'"),
+        (["reproduce", "-p", "seed"], "is not name=value"),
+        (["run", "04"], "no notebook '04'"),
+        (["run", "03_stf"], "did you mean '03_sft'"),
+        (["run", "03", "-p", "rate=1"], "has no parameter 'rate'"),
+        (["run", "03", "--profile", "tinny"], "unknown profile"),
+        (["doctor", "--profile", "tinny"], "unknown profile"),
+        (["show", "sft-s0"], "did you mean 'sft-s1-01234567'"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(home: Path, capsys: Capture, arguments: list[str], said: str) -> None:
+    add_notebook(home, "03_sft.ipynb", "1")
+    (home / "data" / "runs" / "sft-s1-01234567").mkdir(parents=True)
+    assert cli.main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ") and said in captured.err and captured.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [[], ["reprodcue"], ["reproduce", "--timeout", "0"], ["run"], ["clean", "all_"]])
+def test_usage_errors_leave_with_2(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    assert caught.value.code == 2
+
+
+def test_help_shows_examples(capsys: Capture) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    printed = capsys.readouterr().out
+    assert all(f"dagger-nb {name}" in printed for name in ("reproduce", "run", "doctor", "plan", "show", "clean"))
+
+
+def test_reproduce_ends_with_where_everything_is(home: Path, capsys: Capture) -> None:
+    add_notebook(home, "00_start.ipynb", "print(profile, seed)")
+    assert cli.main(["reproduce", "--profile", "smoke", "--seed", "2"]) == 0
+    last = capsys.readouterr().out.strip().splitlines()[-1]
+    folder = home / "reports" / "smoke-s2"
+    assert f"notebooks: {folder} " in last and f"report: {folder / 'html' / 'index.html'}" in last
+    assert f"figures: {home / 'figures'} " in last and f"results: {home / 'data' / 'results' / 'smoke-s2'} " in last
+    assert (folder / "00_start.ipynb").is_file() and (folder / "html" / "00_start.html").is_file()
+
+
+def test_run_takes_a_number_and_parameters(home: Path, capsys: Capture) -> None:
+    add_notebook(home, "03_sft.ipynb", "print('seed', seed)")
+    assert cli.main(["run", "03", "-p", "seed=5"]) == 0
+    assert "03_sft.ipynb" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_a_failing_notebook_is_one_line(home: Path, capsys: Capture) -> None:
+    from_inside = "from dagger_nb.errors import ConfigError\nraise ConfigError('what, where, next step')"
+    add_notebook(home, "00_start.ipynb", from_inside)
+    assert cli.main(["reproduce", "--profile", "smoke"]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: 00_start.ipynb: cell 4 failed with ConfigError: what, where, next step; see ")
+
+
+def _raise(error: BaseException) -> object:
+    def instead(*_: object, **__: object) -> None:
+        raise error
+
+    return instead
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted; give the same command again"),
+        (OSError(errno.ENOSPC, "No space left on device"), 2, "error: [Errno 28] No space left"),
+    ],
+)
+def test_interrupts_and_full_disks_are_told(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture, error: BaseException, code: int, said: str
+) -> None:
+    monkeypatch.setattr(runner, "reproduce", _raise(error))
+    assert cli.main(["reproduce"]) == code
+    assert said in capsys.readouterr().err
+
+
+def test_a_mistake_in_the_program_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "reproduce", _raise(FileNotFoundError(errno.ENOENT, "a bug")))
+    with pytest.raises(FileNotFoundError):
+        cli.main(["reproduce"])
+
+
+def test_an_old_python_gets_a_sentence(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.setattr(sys, "version_info", (3, 9, 2, "final", 0))
+    assert cli.main(["doctor"]) == 2
+    assert "needs 3.11 or newer" in capsys.readouterr().err
+
+
+def test_python_dash_m_is_the_same_command() -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "dagger_nb", "reproduce", "--profile", "nope"],
+        cwd=paths.project(), capture_output=True, text=True,
+    )  # fmt: skip
+    assert run.returncode == 2 and run.stderr.startswith("error: unknown profile 'nope'")
+
+
+# --- show and clean ---------------------------------------------------------------------------------------
+
+
+def test_show_prints_configuration_and_manifest(home: Path, capsys: Capture) -> None:
+    folder = home / "data" / "runs" / "sft-s1-01234567"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"training": {"passes": 3}}))
+    assert cli.main(["show", folder.name]) == 0
+    printed = capsys.readouterr().out
+    assert "unfinished" in printed and "training.passes: 3" in printed and "manifest.json: not written yet" in printed
+    (folder / "manifest.json").write_text(json.dumps({"stops": {"finish": 7}}))
+    (folder / "DONE").touch()
+    assert cli.main(["show", str(folder)]) == 0
+    printed = capsys.readouterr().out
+    assert "complete" in printed and "stops.finish: 7" in printed
+    (folder / "manifest.json").write_text('{"stops": ')
+    assert cli.main(["show", folder.name]) == 2
+
+
+def test_clean_only_removes_with_yes_and_only_what_is_written(home: Path, capsys: Capture) -> None:
+    kept = home / "data" / "results" / "tiny-s0"
+    for folder in (home / "data" / "runs" / "a", home / "data" / "cache", home / "reports" / "tiny-s0", kept):
+        folder.mkdir(parents=True)
+        (folder / "file").write_bytes(b"0" * 2_000_000)
+    assert cli.main(["clean"]) == 0
+    assert "would remove" in capsys.readouterr().out and (home / "data" / "runs" / "a" / "file").is_file()
+    assert cli.main(["clean", "runs", "--yes"]) == 0
+    assert "(2.0 MB)" in capsys.readouterr().out
+    assert not (home / "data" / "runs").exists() and (home / "reports").is_dir()
+    assert cli.main(["clean", "--yes"]) == 0
+    assert not (home / "reports").exists() and not (home / "data" / "cache").exists() and (kept / "file").is_file()
+    assert cli.main(["clean"]) == 0
+    assert "nothing to remove" in capsys.readouterr().out
+
+
+# --- doctor -----------------------------------------------------------------------------------------------
+
+
+def test_doctor_prints_a_line_a_check_and_fails_only_on_failures(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    good, odd = doctor.Check("git", "ok", "/usr/bin/git"), doctor.Check("sandbox", "warn", "weak", "install bubblewrap")
+    monkeypatch.setattr(doctor, "examine", lambda _: [good, odd])
+    assert cli.main(["doctor"]) == 0
+    assert "warn sandbox          weak  ->  install bubblewrap" in capsys.readouterr().out
+    monkeypatch.setattr(doctor, "examine", lambda _: [good, doctor.Check("disk", "fail", "full", "free some")])
+    assert cli.main(["doctor"]) == 1
+
+
+def test_doctor_finds_this_machine_fit() -> None:
+    found = {check.name: check for check in doctor.examine("smoke")}
+    needed = ("python", "git", "torch", "transformers", "swebench", "disk", "write permission")
+    assert {name: found[name].status for name in needed} == dict.fromkeys(needed, "ok")
+    assert found["sandbox"].what
+
+
+def test_doctor_sees_what_is_wrong(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert doctor.python_version((3, 10, 1)).status == "fail"
+    assert doctor.tool("no-such-tool").status == "fail"
+    assert doctor.disk(1e9).status == "fail"
+    (home / "data").write_text("a file in the way")
+    refused = doctor.write_permission()
+    assert refused.status == "fail" and paths.HOME_VARIABLE in refused.next_step
+    other = {"pytest": doctor.Requirement("pytest<1"), "no-such-package": doctor.Requirement("no-such-package==1")}
+    assert [check.status for check in doctor.packages(other)] == ["fail", "fail"]
+    monkeypatch.setenv("PATH", "")
+    assert "plain subprocesses" in doctor.sandbox().what
+
+
+def test_doctor_checks_the_base_model_by_content(tmp_path: Path) -> None:
+    assert doctor.base_model(tmp_path).status == "fail"
+    (tmp_path / "weights.bin").write_bytes(b"weights")
+    files = {"weights.bin": doctor._sha256(tmp_path / "weights.bin")}
+    (tmp_path / "manifest.json").write_text(json.dumps({"files": files}))
+    assert doctor.base_model(tmp_path).status == "ok"
+    (tmp_path / "weights.bin").write_bytes(b"edited")
+    assert "changed files: weights.bin" in doctor.base_model(tmp_path).what

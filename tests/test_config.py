@@ -1,0 +1,158 @@
+"""Profiles, strict settings, and the folders of a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import stat
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dagger_nb import config, doctor, paths
+from dagger_nb.errors import ConfigError, EnvironmentProblem
+
+
+@pytest.mark.parametrize("profile", sorted(config.PROFILES))
+def test_every_profile_loads(profile: str) -> None:
+    settings = config.load(profile)
+    assert settings.profile == profile
+    assert profile in doctor.DISK_GB
+
+
+def test_profiles_set_the_same_names() -> None:
+    names = {frozenset(values) for values in config.PROFILES.values()}
+    assert len(names) == 1
+
+
+def test_overrides_reach_their_setting_and_nothing_else() -> None:
+    plain = config.load("tiny")
+    changed = config.load("tiny", {"training.passes": 7, "seed": 3, "evaluation.seeds": [4, 5], "training.clip": 2})
+    assert (changed.training.passes, changed.seed, changed.evaluation.seeds) == (7, 3, (4, 5))
+    assert type(changed.training.clip) is float
+    training = dataclasses.replace(changed.training, passes=plain.training.passes, clip=plain.training.clip)
+    evaluation = dataclasses.replace(changed.evaluation, seeds=plain.evaluation.seeds)
+    assert dataclasses.replace(changed, seed=0, training=training, evaluation=evaluation) == plain
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("training.pases", 2, "did you mean 'training.passes'?"),
+        ("passes", 2, "did you mean 'training.passes'?"),
+        ("training", 2, "unknown setting"),
+        ("profile", "tiny", "unknown setting"),
+        ("training.passes", 0, "at least 1"),
+        ("training.passes", 2.0, "a whole number, not float"),
+        ("training.passes", True, "a whole number, not bool"),
+        ("training.passes", "2", "a whole number, not str"),
+        ("training.clip", float("nan"), "finite"),
+        ("training.clip", 0, "more than 0"),
+        ("training.aggregation", "unoin", "did you mean 'union'?"),
+        ("student.quantise", 1, "True or False"),
+        ("evaluation.slip_rate", 1.5, "at most 1"),
+        ("evaluation.seeds", [], "at least one value"),
+        ("evaluation.seeds", [1, "2"], "a whole number"),
+        ("evaluation.seeds", 3, "a list"),
+    ],
+)
+def test_a_wrong_override_is_refused_by_name(name: str, value: object, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config.load("tiny", {name: value})
+    assert name in str(caught.value) and said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        ({"episode.max_new_tokens": 512, "episode.context": 512}, "episode.max_new_tokens"),
+        ({"teacher.path": "some/model", "student.path": "some/model"}, "teacher.path"),
+        ({"tasks.demos": 0}, "tasks.demos"),
+        ({"tasks.tasks_per_round": 0}, "tasks.tasks_per_round"),
+        ({"tasks.test": 0}, "tasks.test"),
+        ({"evaluation.seeds": [1, 1]}, "evaluation.seeds"),
+        ({"student.path": " "}, "student.path"),
+        ({"teacher.path": ""}, "teacher.path"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(overrides: dict[str, object], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        config.load("tiny", overrides)
+
+
+def test_no_rounds_need_no_round_tasks() -> None:
+    assert config.load("tiny", {"dagger.rounds": 0, "tasks.tasks_per_round": 0}).dagger.rounds == 0
+
+
+def test_an_unknown_profile_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'tiny'"):
+        config.load("tinny")
+
+
+@given(
+    st.dictionaries(
+        st.text() | st.sampled_from(config.setting_names()),
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.lists(st.integers()),
+        max_size=3,
+    )
+)
+def test_any_override_gives_settings_or_a_config_error(overrides: dict[str, object]) -> None:
+    try:
+        settings = config.load("smoke", overrides)
+    except ConfigError as error:
+        assert "\n" not in str(error) or any("\n" in str(part) for item in overrides.items() for part in item)
+    else:
+        assert len(settings.digest()) == 64
+
+
+def test_the_digest_follows_what_decides_the_result() -> None:
+    digests = [
+        config.load("tiny").digest(),
+        config.load("smoke").digest(),
+        config.load("tiny", {"seed": 1}).digest(),
+        config.load("tiny", {"training.passes": 9}).digest(),
+        config.load("tiny", {"threads": 1}).digest(),
+    ]
+    assert len(set(digests)) == len(digests)
+    assert config.load("tiny", {"workers": 9}).digest() == digests[0]
+    assert config.load("tiny", {"training.clip": 1}).digest() == config.load("tiny", {"training.clip": 1.0}).digest()
+
+
+def test_settings_are_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.load("tiny").training.passes = 2  # type: ignore[misc]
+
+
+def test_the_project_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert (paths.project() / "pyproject.toml").is_file()
+    assert paths.data() == paths.project() / "data"
+
+
+def test_home_moves_what_is_written_and_keeps_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(paths.HOME_VARIABLE, str(tmp_path))
+    assert paths.run_folder("sft", 2, "0123456789abcdef") == tmp_path / "data" / "runs" / "sft-s2-01234567"
+    assert paths.figures() == tmp_path / "figures"
+    assert paths.report_folder("tiny", 0) == tmp_path / "reports" / "tiny-s0"
+    assert paths.data() == paths.project() / "data"
+
+
+def test_a_file_in_the_place_of_a_folder_is_explained(tmp_path: Path) -> None:
+    (tmp_path / "data").write_text("a file")
+    with pytest.raises(EnvironmentProblem, match=paths.HOME_VARIABLE):
+        paths.writable(tmp_path / "data" / "runs")
+
+
+def test_no_write_permission_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root may write anywhere, so the refusal itself is simulated; everything around it is real."""
+    tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    if os.geteuid() == 0:
+        monkeypatch.setattr(paths.tempfile, "TemporaryFile", refuse)
+    with pytest.raises(EnvironmentProblem, match="Permission denied"):
+        paths.writable(tmp_path)
