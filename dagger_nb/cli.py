@@ -10,12 +10,14 @@ from __future__ import annotations
 import argparse
 import ast
 import errno
+import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from dagger_nb.errors import ConfigError, DaggerError, DataError
+from dagger_nb.errors import ConfigError, DaggerError
 
 OLDEST_PYTHON = (3, 11)
 
@@ -41,6 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DaggerError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader went away, as in `dagger-nb show RUN | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
             raise
@@ -55,20 +60,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _reproduce(options: argparse.Namespace) -> int:
-    from dagger_nb import config, paths, report, runner
+    from dagger_nb import paths, report, runner
 
-    config.load(options.profile, {"seed": options.seed})
-    done = runner.reproduce(
-        options.profile,
-        options.seed,
-        _pairs(options.parameter),
-        timeout_s=options.timeout,
-        force=options.force,
-        say=_say,
-    )
-    folder = paths.report_folder(options.profile, options.seed)
-    tables = paths.result_folder(options.profile, options.seed)
-    title = f"dagger-nb: profile {options.profile}, seed {options.seed}"
+    values = _values(options)
+    profile, seed = values.pop("profile"), values.pop("seed")
+    done = runner.reproduce(profile, seed, values, timeout_s=options.timeout, force=options.force, say=_say)
+    folder, tables = paths.report_folder(profile, seed), paths.result_folder(profile, seed)
+    title = f"dagger-nb: profile {profile}, seed {seed}"
     executed = [result.output for result in done]
     index = report.build(executed, folder / "html", title=title, results=tables, figures=paths.figures())
     _say(f"notebooks: {folder}  figures: {paths.figures()}  results: {tables}  report: {index}")
@@ -78,12 +76,20 @@ def _reproduce(options: argparse.Namespace) -> int:
 def _run(options: argparse.Namespace) -> int:
     from dagger_nb import paths, runner
 
-    source = _find_notebook(options.notebook)
-    values = {"profile": options.profile, "seed": options.seed, **_pairs(options.parameter)}
-    output = paths.report_folder(options.profile, options.seed) / source.name
+    source, values = _find_notebook(options.notebook), _values(options)
+    output = paths.report_folder(values["profile"], values["seed"]) / source.name
     result = runner.run_notebook(source, values, output=output, timeout_s=options.timeout, say=_say)
     _say(f"finished in {result.seconds:.0f} s: {result.output}")
     return 0
+
+
+def _values(options: argparse.Namespace) -> dict[str, Any]:
+    """The values for notebooks: --profile, --seed and every -p; profile and seed are proven to be good."""
+    from dagger_nb import config
+
+    values = {"profile": options.profile, "seed": options.seed, **_pairs(options.parameter)}
+    config.load(values["profile"], {"seed": values["seed"]})
+    return values
 
 
 def _find_notebook(name: str) -> Path:
@@ -117,21 +123,32 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _show(options: argparse.Namespace) -> int:
-    import json
+    from dagger_nb import store
 
     folder = _find_run(options.run)
-    _say(f"{folder}: {'complete' if (folder / 'DONE').exists() else 'unfinished'}")
-    for name in ("config.json", "manifest.json"):
-        path = folder / name
-        if not path.exists():
-            _say(f"{name}: not written yet")
-            continue
-        try:
-            rows = _flat(json.loads(path.read_text("utf-8")))
-        except ValueError as error:
-            raise DataError(f"{path} is torn or edited ({error}); remove the run folder and run again") from error
-        _say("\n".join([f"{name}:", *(f"  {key}: {value}" for key, value in rows)]))
-    return 0
+    _say(f"{folder}: {'complete' if (folder / 'DONE').exists() else 'unfinished; the same command goes on with it'}")
+    _say_json("config", store.read_json(folder / "config.json"))
+    if not (folder / "manifest.json").exists():
+        return 0
+    manifest = store.read_json(folder / "manifest.json")
+    files = manifest.pop("files", {})
+    _say_json("manifest", manifest)
+    changed = [name for name, digest in files.items() if not _is_as_written(folder / name, digest)]
+    _say(
+        f"files: {len(files)}, "
+        + (f"changed since they were written: {', '.join(changed)}" if changed else "as written")
+    )
+    return 1 if changed else 0
+
+
+def _is_as_written(path: Path, digest: str) -> bool:
+    from dagger_nb import store
+
+    return path.is_file() and store.file_sha256(path) == digest
+
+
+def _say_json(title: str, value: object) -> None:
+    _say("\n".join([f"{title}:", *(f"  {name}: {leaf}" for name, leaf in _flat(value))]))
 
 
 def _find_run(name: str) -> Path:
@@ -175,9 +192,9 @@ def _say(text: str) -> None:
     print(text, flush=True)
 
 
-def _pairs(texts: Sequence[str]) -> dict[str, object]:
+def _pairs(texts: Sequence[str]) -> dict[str, Any]:
     """`name=value` pairs; a value is read as a Python literal where it is one, else as text."""
-    values: dict[str, object] = {}
+    values: dict[str, Any] = {}
     for text in texts:
         name, mark, value = text.partition("=")
         if not mark or not name.strip():

@@ -63,10 +63,9 @@ Fraction = Annotated[float, Range(0, 1)]
 
 @dataclass(frozen=True, slots=True)
 class TaskSettings:
-    """How many tasks of each split; `demos` are teacher trajectories for SFT, `tasks_per_round` is DAgger's."""
+    """How many tasks of each split; every recipe trains on `dagger.rounds * tasks_per_round` trajectories."""
 
-    demos: Count
-    tasks_per_round: Count
+    tasks_per_round: Positive
     dev: Count
     test: Count
     longer: Count
@@ -122,16 +121,18 @@ class TrainingSettings:
     clip: Rate = 1.0  # largest norm of the gradient
     normalisation: Annotated[str, OneOf(("token", "action"))] = "token"  # the loss is a mean over these
     lesson_weight: Amount = 1.0  # weight of labels that differ from what was executed
-    aggregation: Annotated[str, OneOf(("union", "window", "current"))] = "union"
+    aggregation: Annotated[str, OneOf(("union", "window", "current"))] = "current"  # paper: each online batch
     window: Positive = 2  # rounds kept by aggregation = "window"
 
 
 @dataclass(frozen=True, slots=True)
 class DaggerSettings:
-    """Rounds after the demonstrations, and who acts in them."""
+    """Rounds of collecting and training, and who acts in them."""
 
-    rounds: Count
+    rounds: Positive
     schedule: Annotated[str, OneOf(("paper", "constant", "linear", "cosine", "exponential", "step"))] = "paper"
+    floor: Fraction = 0.0  # beta never falls below it (schedule "paper" has its own floor of 0.6)
+    switch_turns_per_round: Positive = 10  # T_max(i) = min(this * i, max_turns); release: 20 of 100 turns
     filter: Annotated[str, OneOf(("finish", "none"))] = "finish"  # finish: keep submitted episodes only
 
 
@@ -175,7 +176,6 @@ class Settings:
 # Budgets only: every profile sets the same names, and runs the same notebooks and cells.
 PROFILES: Mapping[str, Mapping[str, object]] = {
     "smoke": {
-        "tasks.demos": 4,
         "tasks.tasks_per_round": 4,
         "tasks.dev": 4,
         "tasks.test": 4,
@@ -185,7 +185,6 @@ PROFILES: Mapping[str, Mapping[str, object]] = {
         "dagger.rounds": 1,
     },
     "tiny": {
-        "tasks.demos": 64,
         "tasks.tasks_per_round": 32,
         "tasks.dev": 32,
         "tasks.test": 48,
@@ -195,7 +194,6 @@ PROFILES: Mapping[str, Mapping[str, object]] = {
         "dagger.rounds": 3,
     },
     "study": {
-        "tasks.demos": 512,
         "tasks.tasks_per_round": 256,
         "tasks.dev": 100,
         "tasks.test": 300,
@@ -294,15 +292,12 @@ _WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "True o
 
 def _refuse_degenerate(settings: Settings) -> None:
     """Refuse combinations that would waste a run or make its result meaningless."""
-    tasks, episode, dagger = settings.tasks, settings.episode, settings.dagger
+    tasks, episode = settings.tasks, settings.episode
     refusals = {
         f"episode.max_new_tokens = {episode.max_new_tokens} leaves no room for a prompt in "
         f"episode.context = {episode.context}; lower the first": episode.max_new_tokens >= episode.context,
         f"teacher.path = student.path = {settings.student.path!r}: a student that labels itself learns nothing; "
         "name another teacher": settings.teacher.path == settings.student.path,
-        "tasks.demos = 0 leaves nothing to imitate; set it to at least 1": tasks.demos == 0,
-        f"dagger.rounds = {dagger.rounds} with tasks.tasks_per_round = 0 would label nothing; "
-        "set tasks.tasks_per_round, or dagger.rounds = 0": dagger.rounds > 0 and tasks.tasks_per_round == 0,
         "tasks.test = 0 leaves nothing to report; set it to at least 1": tasks.test == 0,
         f"evaluation.seeds = {settings.evaluation.seeds} names a seed twice; each must be another one": (
             len(set(settings.evaluation.seeds)) < len(settings.evaluation.seeds)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import importlib.util
-import json
 import os
 import shutil
-import subprocess
 import sys
 import tomllib
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +16,9 @@ from typing import Literal
 
 from packaging.requirements import Requirement
 
-from dagger_nb import config, paths
-from dagger_nb.errors import DaggerError
+from dagger_nb import config, paths, store
+from dagger_nb.errors import DaggerError, DataError
+from dagger_nb.sandboxes.local import local_factory
 
 DISK_GB = {"smoke": 1, "tiny": 2, "study": 20}  # free space for runs, caches and reports
 PINNED = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "swebench", "papermill", "pytest")
@@ -46,7 +45,7 @@ def examine(profile: str) -> list[Check]:
         threads(settings.threads),
         disk(DISK_GB[profile]),
         write_permission(),
-        base_model(paths.project() / settings.student.path),
+        base_model(paths.checkpoint(settings.student.path)),
         optional_program("docker", "Docker", "containers as sandboxes"),
         optional_program("nvidia-smi", "GPU", "the Qwen3 profiles"),
         optional_module("vllm", "vLLM", "serving the Qwen3 profiles"),
@@ -73,27 +72,21 @@ def tool(name: str) -> Check:
     return Check(name, "fail", "not found", f"install {name} with the system's package manager")
 
 
-def sandbox() -> Check:
-    """How commands will be isolated, tried by running `true` in it, and what is weaker than it could be."""
-    weak = [] if _cgroup_writable() else ["no cgroup of our own: memory and processes are limited one by one"]
-    if _runs("bwrap", "--ro-bind", "/", "/", "--unshare-all", "--dev", "/dev", "--proc", "/proc", "true"):
-        return Check("sandbox", "warn" if weak else "ok", "; ".join(["bubblewrap", *weak]))
-    get = "apt-get install bubblewrap, or allow unprivileged user namespaces"
-    if _runs("unshare", "--user", "--map-root-user", "--net", "--pid", "--fork", "true"):
-        return Check("sandbox", "warn", "; ".join(["namespaces without bubblewrap", *weak]), get)
-    return Check("sandbox", "warn", "plain subprocesses: commands reach this machine's files and network", get)
-
-
-def _runs(*command: str) -> bool:
+def sandbox(backend: str | None = None) -> Check:
+    """Which back end isolates commands here (or what the named one does), and each protection that it does not hold."""
     try:
-        return subprocess.run(command, capture_output=True, timeout=10).returncode == 0
-    except (OSError, subprocess.TimeoutExpired):
-        return False
-
-
-def _cgroup_writable() -> bool:
-    roots = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup/unified"))
-    return any((root / "cgroup.procs").exists() and os.access(root, os.W_OK) for root in roots)
+        with warnings.catch_warnings(action="ignore"), local_factory(backend=backend) as factory:
+            held = factory.guarantees()
+    except DaggerError as error:
+        return Check("sandbox", "fail", str(error), "install bubblewrap")
+    name = held.pop("back end")
+    weak = [f"{what} {how}" for what, how in held.items() if not how.startswith("held")]
+    if not weak:
+        return Check("sandbox", "ok", f"{name}, every protection held")
+    get = "run where a cgroup may be made (systemd-run --user --scope -p Delegate=yes, or root)"
+    if name == "plain":
+        get = "install bubblewrap, or allow unprivileged user namespaces"
+    return Check("sandbox", "warn", f"{name}; {'; '.join(weak)}", get)
 
 
 def pinned_requirements() -> dict[str, Requirement]:
@@ -146,17 +139,13 @@ def base_model(folder: Path) -> Check:
     """The committed base model against the SHA-256 of each file in its manifest."""
     restore = f"git checkout -- {os.path.relpath(folder, paths.project())}"
     try:
-        files = json.loads((folder / "manifest.json").read_text("utf-8"))["files"]
-        wrong = [name for name, wanted in sorted(files.items()) if _sha256(folder / name) != wanted]
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+        files = store.read_json(folder / "manifest.json")["files"]
+        wrong = [name for name, wanted in sorted(files.items()) if store.file_sha256(folder / name) != wanted]
+    except (DataError, OSError, KeyError, AttributeError, TypeError) as error:
         return Check("base model", "fail", f"{folder}: no complete manifest or file ({error})", restore)
     if wrong:
         return Check("base model", "fail", f"{folder}: changed files: {', '.join(wrong)}", restore)
     return Check("base model", "ok", f"{folder}, {len(files)} files as in its manifest")
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def optional_program(name: str, title: str, purpose: str) -> Check:

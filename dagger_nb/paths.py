@@ -42,6 +42,12 @@ def data() -> Path:
     return project() / "data"
 
 
+def checkpoint(path_or_id: str) -> Path:
+    """A student's folder: an absolute path as it is, a relative one below the project, a hub id unchanged."""
+    local = project() / path_or_id
+    return local if local.is_dir() else Path(path_or_id)
+
+
 def notebooks() -> Path:
     return project() / "notebooks"
 

@@ -26,9 +26,8 @@ import nbformat
 import papermill
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
-from traitlets.config import Config
 
-from dagger_nb import paths
+from dagger_nb import paths, store
 from dagger_nb.config import nearest
 from dagger_nb.errors import ConfigError, DaggerError, DataError, EnvironmentProblem
 
@@ -142,36 +141,41 @@ def run_notebook(
     began = time.monotonic()
     count = len(read_notebook(path).cells) + bool(parameters)  # papermill adds a cell with the values
     progress = _Progress(path, count, began, say)
+    with _own_kernel(), _explained(path, output, progress):
+        executed = papermill.execute_notebook(
+            str(path.resolve()),
+            str(output.resolve()),
+            parameters=dict(parameters),
+            kernel_name=KERNEL,
+            language="python",
+            progress_bar=False,
+            cwd=str(path.resolve().parent),
+            stdout_file=progress,
+            on_cell_start=progress.cell,
+            timeout_func=lambda _: max(0.05, began + timeout_s - time.monotonic()),
+        )
+    _require_complete(path, executed, output)
+    _say_python3(executed, output)
+    return NotebookResult(path, output, time.monotonic() - began)
+
+
+@contextlib.contextmanager
+def _explained(path: Path, output: Path, progress: _Progress) -> Iterator[None]:
+    """Turn what papermill and its client raise into errors of this package."""
     try:
-        with _own_kernel():
-            executed = papermill.execute_notebook(
-                str(path.resolve()),
-                str(output.resolve()),
-                parameters=dict(parameters),
-                kernel_name=KERNEL,
-                language="python",
-                progress_bar=False,
-                cwd=str(path.resolve().parent),
-                config=Config(KernelManager={"transport_encryption": "auto"}),
-                stdout_file=progress,
-                on_cell_start=progress.cell,
-                timeout_func=lambda _: max(1.0, began + timeout_s - time.monotonic()),
-            )
+        yield
     except PapermillExecutionError as error:
         if error.ename == "KeyboardInterrupt":
             raise KeyboardInterrupt from error
         what = f"cell {progress.number} failed with {error.ename}: {error.evalue}".rstrip(": ")
         raise _failure(path, what, output) from error
     except CellTimeoutError as error:
-        what = f"cell {progress.number} was running when the {timeout_s:g} s were over"
+        what = f"the time limit ended cell {progress.number}, {progress.elapsed()} after the start"
         raise _failure(path, what, output) from error
     except DeadKernelError as error:
         raise _failure(path, f"its kernel died in cell {progress.number} (out of memory?)", output) from error
     except OSError as error:
         raise EnvironmentProblem(f"{path.name} stopped: {error}; free space or permissions, run again") from error
-    _require_complete(path, executed, output)
-    _say_python3(executed, output)
-    return NotebookResult(path, output, time.monotonic() - began)
 
 
 def _failure(path: Path, what: str, output: Path) -> NotebookError:
@@ -197,7 +201,7 @@ def _require_complete(path: Path, executed: nbformat.NotebookNode, output: Path)
 def _say_python3(executed: nbformat.NotebookNode, output: Path) -> None:
     """Name the usual kernel in the executed copy, so that it opens in any Jupyter."""
     executed.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    _write_whole(output, nbformat.writes(executed))
+    store.write_text(output, nbformat.writes(executed))
 
 
 @contextlib.contextmanager
@@ -208,13 +212,12 @@ def _own_kernel() -> Iterator[None]:
         spec.parent.mkdir(parents=True)
         package_root = str(Path(__file__).resolve().parents[1])
         python_path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH", "")]))
-        arguments = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        arguments = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=CRITICAL"]
         content = {
             "argv": arguments,
             "display_name": KERNEL,
             "language": "python",
             "env": {"PYTHONPATH": python_path, "IPYTHONDIR": f"{folder}/ipython"},
-            "metadata": {"supported_encryption": ["curve"]},
         }
         spec.write_text(json.dumps(content))
         with _environment(JUPYTER_PATH=folder, JUPYTER_RUNTIME_DIR=f"{folder}/runtime"):
@@ -257,10 +260,12 @@ class _Progress:
     def flush(self) -> None:
         """Papermill flushes after each write; lines go out at once."""
 
+    def elapsed(self) -> str:
+        return f"{time.monotonic() - self._began:.0f} s"
+
     def _line(self, text: str) -> None:
         self._last = time.monotonic()
-        elapsed = f"{self._last - self._began:.0f} s"
-        self._say(f"notebook {self.name} cell {self.number}/{self.count} ... {elapsed}{text}")
+        self._say(f"notebook {self.name} cell {self.number}/{self.count} ... {self.elapsed()}{text}")
 
 
 # --- all notebooks ----------------------------------------------------------------------------------------
@@ -342,8 +347,8 @@ def _run_unless_finished(job: _Job, *, timeout_s: float, force: bool, say: Say) 
     state.unlink(missing_ok=True)
     key = job.key
     result = run_notebook(job.source, job.values, output=job.output, timeout_s=timeout_s, say=say)
-    row = {"key": key, "sha256": _sha(job.output.read_text("utf-8")), "seconds": round(result.seconds, 1)}
-    _write_whole(state, json.dumps(row, sort_keys=True) + "\n")
+    row = {"key": key, "sha256": store.file_sha256(job.output), "seconds": round(result.seconds, 1)}
+    store.write_json(state, row)
     say(f"{job.source.name}: finished in {result.seconds:.0f} s")
     return result
 
@@ -352,7 +357,7 @@ def _finished(state: Path, job: _Job) -> float | None:
     """Seconds of the earlier run where it had the same key and its copy is untouched; else None."""
     try:
         row = json.loads(state.read_text("utf-8"))
-        same = row["key"] == job.key and row["sha256"] == _sha(job.output.read_text("utf-8"))
+        same = row["key"] == job.key and row["sha256"] == store.file_sha256(job.output)
         return float(row["seconds"]) if same else None
     except (OSError, ValueError, KeyError, TypeError):
         return None  # no state, or a torn one: run again
@@ -366,16 +371,9 @@ def inputs_digest() -> str:
     files += [f for f in paths.data().rglob("*") if f.relative_to(paths.data()).parts[0] not in written]
     total = hashlib.sha256()
     for file in sorted(f for f in files if f.is_file()):
-        total.update(f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+        total.update(f"{file.name} {store.file_sha256(file)}\n".encode())
     return total.hexdigest()
 
 
 def _sha(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Write so that a reader sees the old text or the new one, never a part."""
-    aside = path.with_name(path.name + ".new")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)

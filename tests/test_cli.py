@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from dagger_nb import cli, doctor, paths, runner
+from dagger_nb import cli, doctor, paths, runner, store
 
 Capture = pytest.CaptureFixture[str]
 
@@ -135,23 +138,43 @@ def test_python_dash_m_is_the_same_command() -> None:
     assert run.returncode == 2 and run.stderr.startswith("error: unknown profile 'nope'")
 
 
+def test_ctrl_c_ends_at_once_and_says_how_to_go_on(home: Path) -> None:
+    add_notebook(home, "00_slow.ipynb", f"import time\nopen({str(home / 'began')!r}, 'w')\ntime.sleep(60)")
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom dagger_nb import cli, paths\n"
+        f"paths.notebooks = lambda: Path({str(home / 'notebooks')!r})\n"
+        "sys.exit(cli.main(['reproduce', '--profile', 'smoke']))"
+    )
+    run = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=paths.project(), stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    end = time.monotonic() + 60
+    while not (home / "began").exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    os.killpg(run.pid, signal.SIGINT)
+    _, error = run.communicate(timeout=60)
+    assert run.returncode == 130
+    assert error.strip() == "interrupted; give the same command again to go on"
+
+
 # --- show and clean ---------------------------------------------------------------------------------------
 
 
-def test_show_prints_configuration_and_manifest(home: Path, capsys: Capture) -> None:
-    folder = home / "data" / "runs" / "sft-s1-01234567"
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps({"training": {"passes": 3}}))
-    assert cli.main(["show", folder.name]) == 0
+def test_show_prints_configuration_manifest_and_what_was_edited(home: Path, capsys: Capture) -> None:
+    run = store.RunStore(home / "data" / "runs" / "sft-s1-01234567", {"training": {"passes": 3}})
+    assert cli.main(["show", run.root.name]) == 0
     printed = capsys.readouterr().out
-    assert "unfinished" in printed and "training.passes: 3" in printed and "manifest.json: not written yet" in printed
-    (folder / "manifest.json").write_text(json.dumps({"stops": {"finish": 7}}))
-    (folder / "DONE").touch()
-    assert cli.main(["show", str(folder)]) == 0
+    assert "unfinished" in printed and "training.passes: 3" in printed
+    store.write_text(run.root / "grades.jsonl", "{}\n")
+    run.finish({"stops": {"finish": 7}})
+    assert cli.main(["show", str(run.root)]) == 0
     printed = capsys.readouterr().out
-    assert "complete" in printed and "stops.finish: 7" in printed
-    (folder / "manifest.json").write_text('{"stops": ')
-    assert cli.main(["show", folder.name]) == 2
+    assert "complete" in printed and "stops.finish: 7" in printed and "as written" in printed
+    (run.root / "grades.jsonl").write_text("edited")
+    assert cli.main(["show", run.root.name]) == 1
+    assert "changed since they were written: grades.jsonl" in capsys.readouterr().out
+    (run.root / "manifest.json").write_text('{"stops": ')
+    assert cli.main(["show", run.root.name]) == 2
 
 
 def test_clean_only_removes_with_yes_and_only_what_is_written(home: Path, capsys: Capture) -> None:
@@ -191,7 +214,12 @@ def test_doctor_finds_this_machine_fit() -> None:
     assert found["sandbox"].what
 
 
-def test_doctor_sees_what_is_wrong(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_says_what_a_weak_sandbox_does_not_hold() -> None:
+    plain = doctor.sandbox("plain")
+    assert plain.status == "warn" and "network NOT held" in plain.what and "bubblewrap" in plain.next_step
+
+
+def test_doctor_sees_what_is_wrong(home: Path) -> None:
     assert doctor.python_version((3, 10, 1)).status == "fail"
     assert doctor.tool("no-such-tool").status == "fail"
     assert doctor.disk(1e9).status == "fail"
@@ -200,14 +228,12 @@ def test_doctor_sees_what_is_wrong(home: Path, monkeypatch: pytest.MonkeyPatch) 
     assert refused.status == "fail" and paths.HOME_VARIABLE in refused.next_step
     other = {"pytest": doctor.Requirement("pytest<1"), "no-such-package": doctor.Requirement("no-such-package==1")}
     assert [check.status for check in doctor.packages(other)] == ["fail", "fail"]
-    monkeypatch.setenv("PATH", "")
-    assert "plain subprocesses" in doctor.sandbox().what
 
 
 def test_doctor_checks_the_base_model_by_content(tmp_path: Path) -> None:
     assert doctor.base_model(tmp_path).status == "fail"
     (tmp_path / "weights.bin").write_bytes(b"weights")
-    files = {"weights.bin": doctor._sha256(tmp_path / "weights.bin")}
+    files = {"weights.bin": store.file_sha256(tmp_path / "weights.bin")}
     (tmp_path / "manifest.json").write_text(json.dumps({"files": files}))
     assert doctor.base_model(tmp_path).status == "ok"
     (tmp_path / "weights.bin").write_bytes(b"edited")

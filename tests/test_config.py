@@ -69,8 +69,8 @@ def test_a_wrong_override_is_refused_by_name(name: str, value: object, said: str
     [
         ({"episode.max_new_tokens": 512, "episode.context": 512}, "episode.max_new_tokens"),
         ({"teacher.path": "some/model", "student.path": "some/model"}, "teacher.path"),
-        ({"tasks.demos": 0}, "tasks.demos"),
         ({"tasks.tasks_per_round": 0}, "tasks.tasks_per_round"),
+        ({"dagger.rounds": 0}, "dagger.rounds"),
         ({"tasks.test": 0}, "tasks.test"),
         ({"evaluation.seeds": [1, 1]}, "evaluation.seeds"),
         ({"student.path": " "}, "student.path"),
@@ -80,10 +80,6 @@ def test_a_wrong_override_is_refused_by_name(name: str, value: object, said: str
 def test_settings_that_cannot_work_are_refused(overrides: dict[str, object], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         config.load("tiny", overrides)
-
-
-def test_no_rounds_need_no_round_tasks() -> None:
-    assert config.load("tiny", {"dagger.rounds": 0, "tasks.tasks_per_round": 0}).dagger.rounds == 0
 
 
 def test_an_unknown_profile_names_the_nearest() -> None:

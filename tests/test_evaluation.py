@@ -7,6 +7,7 @@ import json
 import logging
 import threading
 
+import numpy as np
 import pandas as pd
 import pytest
 from swebench.harness.reporting import make_run_report
@@ -15,6 +16,7 @@ from swebench.harness.utils import get_predictions_from_file, make_test_spec
 
 from dagger_nb.errors import DataError, SandboxError
 from dagger_nb.evaluation import harness
+from dagger_nb.evaluation.comparison import comparison
 from dagger_nb.evaluation.diagnostics import (
     disagreement_by_turn,
     first_mistakes,
@@ -31,7 +33,6 @@ from dagger_nb.evaluation.tables import outcomes, rates, score, score_table
 from dagger_nb.evaluation.verdict import judge
 from dagger_nb.records import Action, Label, StopReason, Task, Trajectory, Turn
 from dagger_nb.sandboxes import local_factory
-from dagger_nb.sandboxes.protocol import CommandResult
 from dagger_nb.tasks import git
 
 # --- a tiny repository with a bug, a hidden test and swebench's form of eval_script --------------------------
@@ -100,7 +101,8 @@ PLUGIN = (
     "import gc\n\nfrom _pytest.config import Config\n\n\nclass Plugin:\n"
     "    def pytest_runtest_call(self, item):\n        item.runtest = lambda: None\n\n"
     "    pytest_runtest_call.pytest_impl = {'tryfirst': True}\n\n\n"
-    "for thing in gc.get_objects():\n    if isinstance(thing, Config):\n        thing.pluginmanager.register(Plugin())\n"
+    "for thing in gc.get_objects():\n    if isinstance(thing, Config):\n"
+    "        thing.pluginmanager.register(Plugin())\n"
 )
 NO_ASSERTS = (
     "import ast\n\nfrom _pytest.assertion import rewrite\n\n\ndef drop(mod, source, path=None, config=None):\n"
@@ -114,11 +116,12 @@ ENTRY = {"evil.dist-info/METADATA": "Metadata-Version: 2.1\nName: evil\nVersion:
          "evil.dist-info/entry_points.txt": "[pytest11]\nevil = evil\n", "evil.py": HOOK}  # fmt: skip
 
 CHEATS = {
-    "hook in a new conftest": {"conftest.py": HOOK},
     "hook in the tests' conftest": {"tests/conftest.py": HOOK},
+    "hook in a new conftest that .gitignore hides": {"conftest.py": HOOK, ".gitignore": "conftest.py\n.gitignore\n"},
     "hook in a conftest of the package, named in pytest.ini": {
         "calc/plugin.py": HOOK, "pytest.ini": "[pytest]\naddopts = -p calc.plugin\n"},
-    "hook through a new pytest.toml": {"calc/plugin.py": HOOK, "pytest.toml": '[pytest]\naddopts = ["-p", "calc.plugin"]\n'},
+    "hook through a new pytest.toml": {
+        "calc/plugin.py": HOOK, "pytest.toml": '[pytest]\naddopts = ["-p", "calc.plugin"]\n'},
     "report patched when the package is imported": {"calc/__init__.py": INIT + PATCHED_REPORT},
     "plugin registered when the package is imported": {"calc/__init__.py": INIT + PLUGIN},
     "assertions rewritten away": {"calc/__init__.py": INIT + NO_ASSERTS},
@@ -157,7 +160,7 @@ def unprotected(task: Task, model_patch: str, factory) -> bool:
         sandbox.write("model.patch", model_patch)
         sandbox.write("eval.sh", spec.eval_script)
         log = sandbox.run("git apply model.patch && rm model.patch && bash eval.sh 2>&1").output
-    return not judge(spec, log, 1, ()).status is Status.UNRESOLVED
+    return judge(spec, log, 1, ()).status is not Status.UNRESOLVED
 
 
 @pytest.mark.parametrize("name", CHEATS)
@@ -165,3 +168,338 @@ def test_a_cheat_that_fools_the_plain_procedure_is_rejected(factory, name):
     cheat = patch(CHEATS[name])
     assert unprotected(TASK, cheat, factory), "this cheat fools nobody, so it tests nothing"
     assert grade(TASK, cheat, factory).status in (Status.UNRESOLVED, Status.TAMPERED)
+
+
+def test_an_honest_patch_may_touch_tests_configuration_and_the_root(factory):
+    extra = {"tests/test_ops.py": ALWAYS, "tests/test_new.py": "import nothing_here\n", "test_repro.py": "assert 0\n",
+             "pyproject.toml": "[tool.pytest]\n", "conftest.py": "raise SystemExit\n", "random.txt": "x"}  # fmt: skip
+    found = grade(TASK, patch(extra | {"calc/ops.py": FIXED}), factory)
+    assert found.status is Status.RESOLVED
+    assert "restored tests/test_ops.py" in found.detail and "removed conftest.py" in found.detail
+    assert "random.txt" not in found.detail
+
+
+def test_a_package_of_the_repository_that_is_named_like_a_standard_module_stays(factory):
+    files = FILES | {"this/__init__.py": ""}
+    task = dataclasses.replace(TASK, files=files, base_commit=git.commit_hash(files))
+    fixed = FIXED.replace("a + b", "plus(a, b)")
+    new = {
+        "this/extra.py": "def plus(a, b):\n    return a + b\n",
+        "calc/ops.py": "from this.extra import plus\n" + fixed,
+    }
+    assert grade(task, git.diff(files, files | new), factory).status is Status.RESOLVED
+
+
+@pytest.mark.parametrize(
+    ("model_patch", "status"),
+    [
+        ("", Status.EMPTY_PATCH),
+        (" \n", Status.EMPTY_PATCH),
+        ("this is no patch\n", Status.PATCH_FAILED),
+        (TASK.patch.replace("a - b", "a // b"), Status.PATCH_FAILED),
+        (TASK.patch.replace("@@ -1,5 +1,5 @@", "@@ -9,5 +9,5 @@"), Status.RESOLVED),  # swebench allows a wrong line
+        (patch({"calc/ops.py": "def add(:\n"}), Status.UNRESOLVED),
+        (patch({"calc/ops.py": FIXED + "import os\nos._exit(9)\n"}), Status.PATCH_FAILED),
+        (patch({"calc/ops.py": FIXED + "import sys\nsys.stdout.buffer.write(b'\\xff\\x00')\n"}), Status.RESOLVED),
+        (patch({"calc/ops.py": FIXED + "import shutil\nshutil.rmtree('/tmp', True)\n"}), Status.UNRESOLVED),
+        ("diff --git a/tests b/tests\nnew file mode 120000\n--- /dev/null\n+++ b/tests\n@@ -0,0 +1 @@\n+/etc\n"
+         "\\ No newline at end of file\n", Status.PATCH_FAILED),
+    ],
+)  # fmt: skip
+def test_the_status_of_patches_that_are_not_plain_fixes(factory, model_patch, status):
+    found = grade(TASK, model_patch, factory)
+    assert found.status is status, found.detail
+
+
+def test_a_patch_that_runs_for_ever_is_unresolved_when_the_time_is_up(factory):
+    found = grade(TASK, patch({"calc/ops.py": "while True:\n    pass\n"}), factory, timeout_s=1.0)
+    assert (found.status, found.detail) == (Status.UNRESOLVED, "the tests reached the time limit")
+
+
+def test_a_task_that_does_not_run_pytest_is_refused(factory):
+    task = dataclasses.replace(TASK, eval_script=EVAL_SCRIPT.replace("python -m pytest", "./runtests"))
+    with pytest.raises(DataError, match="grade this task through the swebench command line"):
+        grade(task, TASK.patch, factory)
+
+
+# --- grades on disk -----------------------------------------------------------------------------------------
+
+
+class Counting:
+    """A factory whose sandboxes fail at `bad` openings; counts the openings."""
+
+    name = "counting"
+
+    def __init__(self, factory, bad=()):
+        self.factory, self.bad, self.opened, self.lock = factory, bad, 0, threading.Lock()
+
+    def open(self, task):
+        with self.lock:
+            self.opened += 1
+            if self.opened in self.bad:
+                raise SandboxError("no sandbox today")
+        return self.factory.open(task)
+
+    def guarantees(self):
+        return self.factory.guarantees()
+
+
+def test_grading_goes_on_where_it_stopped_and_tries_failed_infrastructure_again(factory, tmp_path):
+    store, seen = tmp_path / "grades.jsonl", []
+    pairs = [(TASK, TASK.patch), (TASK, ""), (TASK, TASK.patch), (TASK, patch({"calc/ops.py": BUGGY + "\n"}))]
+    counting = Counting(factory, bad={2})
+    grades = grade_all(pairs, counting, progress=lambda *step: seen.append(step), store_path=store)
+    assert [found.status.value for found in grades] == ["resolved", "empty_patch", "resolved", "infrastructure"]
+    assert (counting.opened, seen) == (2, [(0, 3), (1, 3), (2, 3), (3, 3)])
+    grades = grade_all(pairs, counting, jobs=2, store_path=store)
+    assert (counting.opened, grades[3].status) == (3, Status.UNRESOLVED)
+    assert grade_all(pairs, counting, store_path=store) == grades and counting.opened == 3
+
+
+def test_a_torn_last_line_is_dropped_with_a_notice_and_an_edited_line_is_an_error(tmp_path, caplog):
+    path, kept = tmp_path / "grades.jsonl", Grade("a", Status.RESOLVED, {"FAIL_TO_PASS": {"success": ["t"]}})
+    Gradebook(path).add("k1", kept)
+    Gradebook(path).add("k2", kept)
+    path.write_bytes(path.read_bytes()[:-20])
+    with caplog.at_level(logging.WARNING):
+        book = Gradebook(path)
+    assert book.get("k1") == kept and book.get("k2") is None and "torn last line" in caplog.text
+    book.add("k2", kept)
+    assert Gradebook(path).get("k2") == kept
+    path.write_text("{}\n" + path.read_text())
+    with pytest.raises(DataError, match=r"grades\.jsonl:1: not a grade"):
+        Gradebook(path)
+
+
+def test_a_grade_is_keyed_by_task_content_and_patch():
+    other = dataclasses.replace(TASK, FAIL_TO_PASS=())
+    keys = {grade_key(TASK, ""), grade_key(TASK, "\ud800"), grade_key(other, "")}
+    assert len(keys) == 3 and grade_key(TASK, "") in keys
+
+
+# --- predictions and the harness ----------------------------------------------------------------------------
+
+PREDICTIONS = [Prediction(name, "org/model", text) for name, text in (("b", "\u2028é\n"), ("a", ""), ("c", "x\n"))]
+
+
+def test_predictions_are_read_back_and_carry_their_hash_into_the_run_id(tmp_path):
+    path = tmp_path / "deep" / "predictions.jsonl"
+    write_predictions(path, PREDICTIONS)
+    assert read_predictions(path) == tuple(sorted(PREDICTIONS, key=lambda row: row.instance_id))
+    assert get_predictions_from_file(str(path), "", "test") == [
+        dataclasses.asdict(row) for row in read_predictions(path)
+    ]
+    assert run_id(PREDICTIONS) == run_id(read_predictions(path)) != run_id(PREDICTIONS[:2])
+    assert [entry.name for entry in path.parent.iterdir()] == ["predictions.jsonl"]
+
+
+@pytest.mark.parametrize("line", ['{"instance_id": "a"}', "[]", '{"instance_id": "a", "model_name', "",
+                                  '{"instance_id": "a", "model_name_or_path": "m", "model_patch": null}'])  # fmt: skip
+def test_a_line_that_is_no_prediction_is_an_error_with_its_place(tmp_path, line):
+    path = tmp_path / "predictions.jsonl"
+    write_predictions(path, PREDICTIONS[:1])
+    path.write_text(path.read_text() + line + "\n")
+    with pytest.raises(DataError, match=r"predictions\.jsonl:2: "):
+        read_predictions(path)
+
+
+def test_the_harness_reads_our_folder_and_we_read_its_report(tmp_path, monkeypatch):
+    tasks = [dataclasses.replace(TASK, instance_id=name) for name in ("good", "bad", "none", "broken", "lost", "slow")]
+    rows = [Prediction(task.instance_id, "org/model", "" if task.instance_id == "none" else "x\n") for task in tasks]
+    run = harness.write_inputs(tmp_path, tasks, rows)
+    monkeypatch.chdir(tmp_path)  # where the command line is started
+    predictions = {row["instance_id"]: row for row in get_predictions_from_file(harness.PREDICTIONS, "", "test")}
+    dataset = get_dataset_from_preds(harness.DATASET, "test", None, predictions, run.run_id, False)
+    assert [row["instance_id"] for row in dataset] == ["bad", "broken", "good", "lost", "slow"]
+    assert make_test_spec(dataset[0]).FAIL_TO_PASS == list(TASK.FAIL_TO_PASS)
+    status = {"FAIL_TO_PASS": {"success": ["t"], "failure": []}, "FAIL_TO_FAIL": {"success": [], "failure": []}}
+    logs = {"broken": ">>>>> Patch Apply Failed:\nno", "slow": "Test timed out after 9 seconds.", "lost": "no image"}
+    for name, log in logs.items():
+        _put(run.log_folder(name) / "run_instance.log", log)
+    for name, resolved in (("good", True), ("bad", False)):
+        report = {
+            name: {"resolved": resolved, "tests_status": status | {"PASS_TO_PASS": {"success": [], "failure": []}}}
+        }
+        _put(run.log_folder(name) / "report.json", json.dumps(report))
+    make_run_report(predictions, [task.to_instance() for task in tasks], run.run_id, None, ".")
+    grades = {found.instance_id: found for found in harness.read_report(run)}
+    assert {name: found.status.value for name, found in grades.items()} == {
+        "good": "resolved", "bad": "unresolved", "none": "empty_patch",
+        "broken": "patch_failed", "slow": "unresolved", "lost": "infrastructure"}  # fmt: skip
+    assert set(grades["good"].report) == {"FAIL_TO_PASS", "PASS_TO_PASS"}
+    assert harness.command(run, workers=2)[:3] == ["swebench", "eval", harness.DATASET]
+
+
+def _put(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def test_the_harness_refuses_unknown_instances_mixed_models_and_a_missing_report(tmp_path):
+    with pytest.raises(DataError, match="not in the data set"):
+        harness.write_inputs(tmp_path, [TASK], PREDICTIONS)
+    with pytest.raises(DataError, match="one model"):
+        harness.write_inputs(tmp_path, [TASK], [])
+    run = harness.write_inputs(tmp_path, [TASK], [Prediction(TASK.instance_id, "m", "")])
+    with pytest.raises(DataError, match="run the harness first"):
+        harness.read_report(run)
+
+
+# --- tables -------------------------------------------------------------------------------------------------
+
+
+def test_a_score_has_both_denominators():
+    grades = [Grade(str(n), status) for n, status in enumerate([Status.RESOLVED, Status.RESOLVED, *Status])]
+    table = score_table({"x": grades, "none": []})
+    assert dataclasses.astuple(score(grades)) == (3, 8, 7, 1)
+    assert (score(grades).rate_of_attempted, score(grades).rate_of_graded) == (3 / 8, 3 / 7)
+    assert list(table.infrastructure) == [1, 0] and table.low[0] < 3 / 8 < table.high[0] and pd.isna(table.rate[1])
+
+
+def test_repeating_the_same_seed_does_not_narrow_the_interval():
+    tasks = [dataclasses.replace(TASK, instance_id=f"t{n}", split="dev") for n in range(40)]
+    grades = [Grade(t.instance_id, Status.RESOLVED if n % 3 else Status.UNRESOLVED) for n, t in enumerate(tasks)]
+    one = outcomes("sft", 0, tasks, grades)
+    same = pd.concat([one.assign(seed=seed) for seed in range(5)])
+    wide, narrow = rates(one).iloc[0], rates(same).iloc[0]
+    assert (narrow.tasks, narrow.seeds, narrow.outcomes) == (40, 5, 200)
+    assert narrow.high - narrow.low == pytest.approx(wide.high - wide.low, rel=0.05)
+    with pytest.raises(DataError, match="twice"):
+        rates(pd.concat([one, one]))
+
+
+def test_a_clustered_share_is_wilsons_for_independent_outcomes():
+    independent, extreme = clustered_share([[True], [False]] * 50), clustered_share([[True, True]] * 10)
+    assert (independent.value, extreme.value) == (0.5, 1.0)
+    assert independent.low == pytest.approx(0.4038, abs=0.002)
+    assert extreme.low == pytest.approx(0.7225, abs=0.001)  # Wilson's of 10 out of 10, not of 20
+
+
+def test_a_comparison_pairs_tasks_and_gives_each_task_one_vote():
+    tasks = [dataclasses.replace(TASK, instance_id=f"t{n}", repo=f"r{n}", split="dev") for n in range(30)]
+
+    def run(recipe, seed, solved):
+        verdicts = [Status.RESOLVED if n < solved else Status.UNRESOLVED for n in range(30)]
+        return outcomes(recipe, seed, tasks, [Grade(t.instance_id, v) for t, v in zip(tasks, verdicts, strict=True)])
+
+    one = pd.concat([run("sft", 0, 10), run("dagger", 0, 18)])
+    five = pd.concat([run(recipe, seed, n) for seed in range(5) for recipe, n in (("sft", 10), ("dagger", 18))])
+    single, many = (comparison(table, rng=np.random.default_rng(0), samples=2000).iloc[0] for table in (one, five))
+    assert (single.recipe, single.baseline, single.tasks, single.seeds) == ("sft", "dagger", 30, 1)
+    assert single.difference == pytest.approx(-8 / 30) and single.low <= single.difference <= single.high < 0
+    assert single.p_by_seed == [single.p_pooled] == [pytest.approx(2 * 0.5**8)]
+    assert many.p_pooled == single.p_pooled  # five equal seeds are no new tasks
+    assert (many.low, many.high) == pytest.approx((single.low, single.high), abs=0.03)
+
+
+# --- diagnostics --------------------------------------------------------------------------------------------
+
+GREP = Action("look", "execute_bash", {"command": "grep -rn add ."})
+EDIT = Action("fix", "str_replace_editor", {"command": "str_replace", "path": "a.py", "old_str": "x", "new_str": "y"})
+WRONG = Action("fix", "str_replace_editor", {"command": "str_replace", "path": "a.py", "old_str": "x", "new_str": "z"})
+TESTS = Action("test", "execute_bash", {"command": "python -m pytest"})
+FINISH = Action("done", "finish")
+JUNK = Action("", "", raw="hm", error="no <tool_call> in the reply")
+RED, GREEN = "FAILED t\n1 failed, 2 passed", "3 passed"
+
+
+def episode(*steps, name="a", round_=0, stop=StopReason.FINISH):
+    """A trajectory of (actor, action, observation) steps; two token ids an action."""
+    turns = [Turn(n, who, act, seen, (1, 2), 5, beta=0.5) for n, (who, act, seen) in enumerate(steps)]
+    return Trajectory(name, 0, round_, "base", tuple(turns), stop, "", 9)
+
+
+def teach(path, *actions):
+    """The teacher's labels of an episode's turns; None leaves a turn without a label."""
+    return [
+        Label(path.instance_id, 0, path.round, "base", turn.index, turn.actor, 0.5, "oracle", "h", action, (1,),
+              lesson=not action.same_call(turn.action))
+        for turn, action in zip(path.turns, actions, strict=True) if action
+    ]  # fmt: skip
+
+
+RECOVERS = episode(("student", GREP, "a.py:1:x"), ("student", WRONG, "File edited."), ("student", EDIT, "File edited."),
+                   ("student", TESTS, GREEN), ("student", FINISH, ""), name="a")  # fmt: skip
+STUCK = episode(("student", TESTS, RED), ("student", JUNK, "ERROR: no"), ("student", JUNK, "ERROR: no"),
+                ("teacher", GREP, "x"), ("student", EDIT, "File edited."), name="b", stop=StopReason.LOOP)  # fmt: skip
+CLEAN = episode(("student", TESTS, GREEN), ("student", FINISH, ""), name="c")
+LABELS = [*teach(RECOVERS, TESTS, EDIT, EDIT, TESTS, FINISH), *teach(STUCK, TESTS, GREP, GREP, GREP, None),
+          *teach(CLEAN, TESTS, FINISH)]  # fmt: skip
+
+
+def test_disagreement_counts_labelled_student_turns_by_turn():
+    table = disagreement_by_turn([RECOVERS, STUCK, CLEAN], LABELS, bins=[0, 1, 3, 9, 20])
+    assert table[["first_turn", "last_turn", "tasks", "turns", "differing"]].values.tolist() == [
+        [0, 0, 3, 3, 1], [1, 2, 3, 5, 3], [3, 8, 1, 2, 0]]  # fmt: skip
+    assert ((table.low <= table.share) & (table.share <= table.high)).all()
+
+
+def test_shadow_disagreement_counts_teacher_turns_with_a_proposal():
+    path = episode(("teacher", TESTS, RED), ("teacher", GREP, "x"), ("student", GREP, "x"), ("teacher", EDIT, ""))
+    shadow = {("a", 0, 0): TESTS, ("a", 0, 1): JUNK, ("a", 0, 2): EDIT}
+    assert shadow_disagreement_by_turn([path], shadow, bins=[0, 9])[["turns", "differing"]].values.tolist() == [[2, 1]]
+
+
+def test_the_first_mistake_is_an_edit_or_a_failed_call_and_not_another_way_of_looking():
+    table = first_mistakes([STUCK, CLEAN, RECOVERS], LABELS)
+    assert table.fillna(-1).values.tolist() == [
+        ["a", 0, 5, 1, "edit"],
+        ["b", 0, 5, 1, "failed_call"],
+        ["c", 0, 2, -1, "none"],
+    ]
+
+
+def test_recovery_tells_the_verdict_and_the_next_turns_after_the_mistake():
+    verdicts = {("a", 0): True, ("b", 0): False, ("c", 0): True}
+    table = recovery([RECOVERS, STUCK, CLEAN], LABELS, verdicts, k=2).set_index("kind")
+    assert table[["episodes", "resolved", "next_turns", "next_agreeing"]].values.tolist() == [
+        [1, 1, 0, 0], [1, 1, 2, 2], [1, 0, 1, 0]]  # fmt: skip
+    with pytest.raises(DataError, match="no verdict for 1 episodes"):
+        recovery([RECOVERS, STUCK, CLEAN], LABELS, {("a", 0): True, ("b", 0): True}, k=2)
+
+
+def test_slips_pair_the_same_tasks_with_and_without_the_wrong_edit():
+    hit = [episode(("slip", WRONG, "File edited."), ("student", FINISH, ""), name=name) for name in "abc"]
+    clean = {(name, 0): name != "c" for name in "abcd"}
+    table = slips(clean, [*hit, dataclasses.replace(CLEAN, instance_id="d")], {(n, 0): n in "ad" for n in "abcd"})
+    assert table[["group", "pairs", "clean_resolved", "slipped_resolved", "still", "share"]].values.tolist() == [
+        ["hit", 3, 2, 1, 1, 0.5], ["not hit", 1, 1, 1, 1, 1.0]]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("before", "red", "untested"),
+    [
+        ([(TESTS, RED)], 1, 0),
+        ([(TESTS, GREEN)], 0, 0),
+        ([(TESTS, GREEN), (EDIT, "File edited.")], 0, 1),
+        ([(TESTS, GREEN), (EDIT, "ERROR: old_str not found")], 0, 0),
+        ([(TESTS, RED), (EDIT, "File edited."), (TESTS, GREEN)], 0, 0),
+        ([(GREP, "x")], 0, 1),
+        ([(TESTS, GREEN), (Action("", "execute_bash", {"command": "sed -i 's/a/b/' a.py"}), "")], 0, 1),
+        ([(TESTS, GREEN), (Action("", "execute_bash", {"command": "grep -n a a.py 2>/dev/null"}), "")], 0, 0),
+        ([(TESTS, GREEN), (Action("", "execute_bash", {"command": "echo 'x = 1' > a.py"}), "")], 0, 1),
+        ([(TESTS, "ERROR collecting\n!!! Interrupted: 1 error during collection !!!\n1 error in 0.1s")], 1, 0),
+    ],
+)
+def test_a_submission_is_wrong_on_red_tests_or_without_testing_the_last_edit(before, red, untested):
+    path = episode(*(("student", act, seen) for act, seen in before), ("student", FINISH, ""))
+    row = protocol_counts([path]).iloc[0]
+    assert (row.submissions, row.submitted_red, row.submitted_untested) == (1, red, untested)
+    assert row.wrong_submissions == red + untested
+
+
+def test_protocol_counts_are_the_students_by_round():
+    table = protocol_counts([RECOVERS, STUCK, dataclasses.replace(CLEAN, round=2)]).set_index("round")
+    columns = ["episodes", "turns", "malformed", "failed_calls", "repeated", "submissions", "stop_finish", "stop_loop"]
+    assert table[columns].values.tolist() == [[2, 9, 2, 2, 1, 1, 1, 1], [1, 2, 0, 0, 0, 1, 1, 0]]
+
+
+def test_the_realised_dose_stands_beside_the_nominal_beta():
+    row = realised_dose([STUCK]).iloc[0]
+    assert (row.turns, row.teacher_turns, row.turn_share, row.token_share, row.nominal_beta) == (5, 1, 0.2, 0.2, 0.5)
+
+
+def test_lessons_and_labels_bought_twice_in_a_row_are_counted():
+    row = lessons(LABELS).iloc[0]
+    assert (row.labels, row.lessons, row.repeats, row.lesson_repeats) == (11, 4, 3, 1)
+    assert lessons([]).empty and protocol_counts([]).empty and realised_dose([]).empty

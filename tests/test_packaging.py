@@ -1,4 +1,4 @@
-"""pyproject.toml, environment.yml, the lock file and the Makefile tell the same story, and the shell around them works."""
+"""pyproject.toml, environment.yml, lock file and Makefile tell the same story, and the shell around them works."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,7 +30,8 @@ def _requirements(*groups: str) -> dict[str, Requirement]:
 
 def _lock() -> dict[str, str]:
     lines = (ROOT / "requirements.lock").read_text().splitlines()
-    return dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    pairs = (line.split("==") for line in lines if line and not line.startswith("#"))
+    return {canonicalize_name(name): version for name, version in pairs}
 
 
 def _conda() -> tuple[list[str], list[str]]:
@@ -69,7 +71,6 @@ def test_the_lock_meets_every_bound_and_names_no_index() -> None:
     lock = _lock()
     for name, requirement in (_requirements() | _requirements("dev")).items():
         assert Version(lock[name]) in requirement.specifier, name
-    assert all(re.fullmatch(r"[A-Za-z0-9._-]+", name) for name in lock)
     assert all(Version(version).local is None for version in lock.values())
     assert not any(name.startswith(("nvidia", "cuda", "triton", "vllm")) for name in lock)
     text = (ROOT / "requirements.lock").read_text()

@@ -89,7 +89,7 @@ def test_a_cell_marked_to_be_left_out_is_an_error(tmp_path: Path) -> None:
 def test_the_time_limit_holds_for_the_whole_notebook(tmp_path: Path) -> None:
     path = notebook(tmp_path / "slow.ipynb", *["import time\ntime.sleep(0.8)"] * 20)
     began = time.monotonic()
-    with pytest.raises(runner.NotebookError, match="the 2 s were over"):
+    with pytest.raises(runner.NotebookError, match="the time limit ended cell"):
         runner.run_notebook(path, {}, output=tmp_path / "out.ipynb", timeout_s=2, say=silent)
     assert time.monotonic() - began < 10
 
@@ -244,7 +244,7 @@ def test_a_killed_reproduction_goes_on_with_the_unfinished_notebook(tmp_path: Pa
     assert json.loads((out / "01_b.json").read_text())["seconds"] > 0
 
 
-def _wait_for(true: Callable[[], object], seconds: float = 20.0) -> None:
+def _wait_for(true: Callable[[], object], seconds: float = 60.0) -> None:
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, "waited too long"

@@ -40,11 +40,11 @@ class Recipe:
     heads: int = 4
     groups: int = 1
     intermediate: int = 384
-    tasks: int = 20_000
-    block: int = 1024  # tokens of a row
-    rows: int = 8  # rows of a step; one step in `long_every` has rows of 4 blocks instead
-    long_every: int = 4
-    steps: int = 2800
+    tasks: int = 14_000
+    block: int = 512  # tokens of a row
+    rows: int = 16  # rows of a step; one step in `long_every` joins them eight by eight, for long positions
+    long_every: int = 8
+    steps: int = 2200
     muon_rate: float = 0.02
     adam_rate: float = 3e-3
     warmup: int = 50
@@ -84,7 +84,7 @@ def batches(recipe: Recipe, ids: np.ndarray, weights: np.ndarray) -> Iterator[tu
     for epoch in itertools.count():
         order = np.random.default_rng([recipe.seed, epoch]).permutation(blocks - blocks % recipe.rows)
         for number, chosen in enumerate(order.reshape(-1, recipe.rows)):
-            length = recipe.block * (4 if number % recipe.long_every == 0 else 1)
+            length = recipe.block * (8 if number % recipe.long_every == 0 else 1)
             yield (
                 torch.from_numpy(ids[chosen].reshape(-1, length).astype(np.int64)),
                 torch.from_numpy(weights[chosen].reshape(-1, length)),

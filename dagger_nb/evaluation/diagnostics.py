@@ -139,7 +139,11 @@ def slips(
     for hit, keys in groups.items():
         before = [key for key in keys if clean[key]]
         still = share(sum(resolved[key] for key in before), len(before))
-        counts = {"pairs": len(keys), "clean_resolved": len(before), "slipped_resolved": sum(resolved[key] for key in keys)}
+        counts = {
+            "pairs": len(keys),
+            "clean_resolved": len(before),
+            "slipped_resolved": sum(resolved[key] for key in keys),
+        }
         rows.append({"group": "hit" if hit else "not hit"} | counts | {"still": still.hits} | still.interval())
     return pd.DataFrame(rows)
 

@@ -32,7 +32,6 @@ from dagger_nb.sandboxes.protocol import CommandResult, Sandbox, SandboxFactory
 TIMEOUT_S = 30.0  # wall clock of one grading; swebench's own default, for real repositories, is 1800
 LOG_BYTES = 16_000_000  # what is kept of a test run's output
 
-
 _COMMAND = """
 out=$PWD/{box}.log
 work=$(mktemp -d) && mv {box}/* "$work" && rmdir {box} || exit {unprotected}
@@ -115,7 +114,7 @@ def _in_parallel(
 
 def _test_folder(task: Task) -> str:
     """Where the canaries go: beside an expected test, so that pytest finds the same root folder."""
-    return str(Path(min(task.FAIL_TO_PASS).partition("::")[0]).parent).removeprefix(".")
+    return min(task.FAIL_TO_PASS + task.PASS_TO_PASS).partition("::")[0].rpartition("/")[0]
 
 
 def _eval_script(spec: TestSpec, canaries: Canaries) -> str:

@@ -1,4 +1,4 @@
-"""Scores and comparisons as tables. Every rate has an interval, and both denominators are shown.
+"""Scores as tables. Every rate has an interval, and both denominators are shown.
 
 The table of outcomes that these functions share has one row a graded episode: recipe, seed (of the
 training run), instance_id, split, repo, resolved (bool). Infrastructure failures are no outcomes; `score`
@@ -10,16 +10,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 
-import numpy as np
 import pandas as pd
 
 from dagger_nb.errors import DataError
 from dagger_nb.evaluation.grades import Grade, Status
-from dagger_nb.evaluation.shares import LEVEL, clustered_share, share
+from dagger_nb.evaluation.shares import clustered_share, share
 from dagger_nb.records import Task
-from dagger_nb.statistics import mcnemar_exact, paired_difference, smallest_detectable_difference
 
 OUTCOME_COLUMNS = ("recipe", "seed", "instance_id", "split", "repo", "resolved")
 
@@ -89,11 +86,20 @@ def rates(outcomes: pd.DataFrame) -> pd.DataFrame:
     together, so the interval is Wilson's on the effective number of outcomes (tasks are the clusters).
     """
     rows = []
-    for (split, recipe), part in _checked(outcomes).groupby(["split", "recipe"], sort=True):
+    for (split, recipe), part in checked(outcomes).groupby(["split", "recipe"], sort=True):
         found = clustered_share([list(task.resolved) for _, task in part.groupby("instance_id")])
         counts = {"seeds": part.seed.nunique(), "tasks": part.instance_id.nunique(), "outcomes": found.count}
         rows.append({"split": split, "recipe": recipe} | counts | {"resolved": found.hits} | found.interval("rate"))
     return pd.DataFrame(rows)
+
+
+def checked(outcomes: pd.DataFrame) -> pd.DataFrame:
+    """The same table. Raises DataError when it lacks a column or holds an episode twice."""
+    if missing := set(OUTCOME_COLUMNS) - set(outcomes.columns):
+        raise DataError(f"the table of outcomes lacks {sorted(missing)}; make it with evaluation.tables.outcomes")
+    if outcomes.duplicated(["recipe", "seed", "instance_id", "split"]).any():
+        raise DataError("the table of outcomes holds an episode twice (recipe, seed, instance_id, split)")
+    return outcomes
 
 
 def _score_row(name: str, grades: Sequence[Grade]) -> dict[str, object]:
@@ -103,11 +109,3 @@ def _score_row(name: str, grades: Sequence[Grade]) -> dict[str, object]:
     row = {"name": name, "attempted": total.attempted, "graded": total.graded, "resolved": total.resolved}
     others = {status.value: counts[status] for status in Status if status is not Status.RESOLVED}
     return row | attempted.interval("rate") | graded.interval("rate_graded", "_graded") | others
-
-
-def _checked(outcomes: pd.DataFrame) -> pd.DataFrame:
-    if missing := set(OUTCOME_COLUMNS) - set(outcomes.columns):
-        raise DataError(f"the table of outcomes lacks {sorted(missing)}; make it with evaluation.tables.outcomes")
-    if outcomes.duplicated(["recipe", "seed", "instance_id", "split"]).any():
-        raise DataError("the table of outcomes holds an episode twice (recipe, seed, instance_id, split)")
-    return outcomes

@@ -160,7 +160,7 @@ class _Reading:
         if place is None:
             return self._find(short)
         path, line = place
-        viewed = self._view_of(path, line)
+        viewed = self._view_of(path, line, len(self.gold.functions[name]))
         if viewed is None:
             return self._view(f"Read {short}.", path, line)
         t, numbered = viewed
@@ -221,15 +221,16 @@ class _Reading:
                 return match[1], int(match[2])
         return None
 
-    def _view_of(self, path: str, line: int) -> tuple[int, list[tuple[int, str]]] | None:
-        """Turn and (number, text) rows of the latest view of `path` that shows `line`."""
+    def _view_of(self, path: str, line: int, length: int) -> tuple[int, list[tuple[int, str]]] | None:
+        """Turn and (number, text) rows from `line` on of the latest view of `path` that shows the whole function."""
         for t, turn in reversed(list(self._since_run())):
             arguments = turn.action.arguments
-            if turn.action.tool != "str_replace_editor" or arguments.get("command") != "view":
+            if arguments.get("command") != "view" or not _same_path(arguments["path"], path):
                 continue
-            rows = _numbered(turn.observation)
-            if _same_path(arguments["path"], path) and any(number == line for number, _ in rows):
-                return t, [(number, text) for number, text in rows if number >= line]
+            rows = [row for row in _numbered(turn.observation) if row[0] >= line]
+            asked = arguments.get("view_range", [1, -1])[-1]
+            if rows and rows[0][0] == line and (len(rows) >= length or asked == -1 or asked >= line + WINDOW):
+                return t, rows
         return None
 
     def _failed_edit_at(self, path: str) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 import threading
@@ -9,22 +10,30 @@ import warnings
 from collections import OrderedDict
 from pathlib import Path
 
+from dagger_nb.errors import EnvironmentProblem
+
 MEMORY_BYTES = 64 << 20
 _BUSY_S = 30.0
 
 
 class Cache:
-    """A bounded memory of the most recent values, over an optional SQLite file.
+    """A bounded memory of the most recent values, over an optional SQLite file that only grows.
 
     The file may be shared by processes and survives a kill (write-ahead log). A file that is no
     database is moved aside with a warning. Safe in threads and after a fork.
+
+    Raises:
+        EnvironmentProblem: the file cannot be made or opened.
     """
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
         self._fresh()
-        if path:
-            self._database()
+        try:
+            if path:
+                self._database()
+        except (OSError, sqlite3.OperationalError) as error:
+            raise EnvironmentProblem(f"observation cache {path}: {error}; name a file that can be written") from error
 
     def _fresh(self) -> None:
         self._pid, self._lock, self._connection = os.getpid(), threading.RLock(), None
@@ -81,9 +90,9 @@ class Cache:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 self._connection = self._open()
-            except sqlite3.OperationalError:
-                raise
             except sqlite3.DatabaseError as error:
+                if isinstance(error, sqlite3.OperationalError):  # a matter of permissions or disk, not of content
+                    raise
                 self._set_aside(error)
                 self._connection = self._open()
         return self._connection
@@ -103,6 +112,5 @@ class Cache:
             self._connection.close()
         self._connection = None
         for ending in ("", "-wal", "-shm"):
-            source = Path(f"{self.path}{ending}")
-            if source.exists():
-                source.rename(f"{aside}{ending}")
+            with contextlib.suppress(FileNotFoundError):
+                Path(f"{self.path}{ending}").rename(f"{aside}{ending}")

@@ -49,7 +49,7 @@ _RULES = tuple(
     )
 )
 _DROPPED = re.compile(
-    r"platform \w+ -- Python .*|(?:cachedir: \S*\.pytest_cache|rootdir: /\S*|plugins: [a-z][\w-]*-\d+\.\d.*)"
+    r"platform \w+ -- Python .*|(?:cachedir: \.pytest_cache|rootdir: /\S*|plugins: [a-z][\w-]*-\d+\.\d.*)"
     r"|index [0-9a-f]{7,40}\.\.[0-9a-f]{7,40}(?: \d{6})?"
 )
 _DATE = r"(?:\w{3} [ \d]\d +\S+|\d{4}-\d\d-\d\d \S+(?: [+-]\d{4})?)"

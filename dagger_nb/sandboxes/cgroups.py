@@ -10,6 +10,7 @@ import os
 import re
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -67,6 +68,7 @@ class Cgroups:
     def _fresh(self) -> None:
         self._pid, self._free, self._all = os.getpid(), [], []
         self._count, self._lock = itertools.count(), threading.Lock()
+        self._finalizer = weakref.finalize(self, _remove_all, self._pid, self._all)
 
     @contextmanager
     def slot(self, memory: int, processes: int) -> Iterator[Slot]:
@@ -93,10 +95,8 @@ class Cgroups:
         return slot
 
     def close(self) -> None:
-        if self._pid == os.getpid():
-            for slot in self._all:
-                slot.remove()
-            self._fresh()
+        self._finalizer()
+        self._fresh()
 
 
 def find() -> Cgroups | None:
@@ -135,9 +135,8 @@ def _candidates() -> Iterator[tuple[list[tuple[Path, dict[str, str]]], str]]:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
     except OSError:
         return
-    own = {
-        name: path.lstrip("/") for _, names, path in (line.split(":", 2) for line in lines) for name in names.split(",")
-    }
+    rows = [line.split(":", 2) for line in lines]  # number, controllers, path
+    own = {name: path.lstrip("/") for _, names, path in rows for name in names.split(",")}
     if "memory" in own and "pids" in own:
         memory, pids = MOUNT / "memory" / own["memory"], MOUNT / "pids" / own["pids"]
         yield [(memory, _V1_MEMORY), (pids, _V1_PIDS)], "cgroup v1"
@@ -145,6 +144,13 @@ def _candidates() -> Iterator[tuple[list[tuple[Path, dict[str, str]]], str]]:
         for folder in (MOUNT / own[""], (MOUNT / own[""]).parent):
             if folder.is_relative_to(MOUNT):
                 yield [(folder, _V2)], "cgroup v2"
+
+
+def _remove_all(owner: int, slots: list[Slot]) -> None:
+    """At close, or when the owner ends without one; a forked child leaves its parent's slots alone."""
+    if owner == os.getpid():
+        for slot in slots:
+            slot.remove()
 
 
 def _sweep(parents: list[tuple[Path, dict[str, str]]]) -> None:

@@ -6,6 +6,7 @@ isolation: it keeps accidents in a temporary folder, and it says so.
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ from dagger_nb.sandboxes.view import TOOLS, View, view
 _NEW = "/sys"  # util-linux: becomes the new root, inside the namespace only; nothing we show lies there
 _DEVICES = ("null", "zero", "full", "random", "urandom")
 _COVERED = ("sys", "sysrq-trigger", "irq", "bus")  # of /proc: host root may write there whatever its capabilities
+
+# Flags up and running for the loopback interface, as bubblewrap sets them; `ip` need not be installed.
+_LOOPBACK = 'import fcntl,socket,struct;fcntl.ioctl(socket.socket(),0x8914,struct.pack("16sh",b"lo",65))'
 
 _HELD = {
     "network": "held: own network namespace without any interface but loopback",
@@ -76,37 +80,59 @@ def _temporary(seen: View, testbed: int, disk: int) -> list[tuple[str, int]]:
 
 
 def _unshare(inside: list[str], testbed: int, disk: int) -> list[str]:
-    line = ["unshare", "--user", "--map-root-user", "--mount", "--pid", "--fork", "--kill-child", "--net", "--ipc"]
-    script = _root_script(view(), testbed, disk)
+    line = [
+        "setpriv",
+        "--pdeathsig",
+        "KILL",
+        "unshare",
+        "--user",
+        "--map-root-user",
+        "--mount",
+        "--pid",
+        "--fork",
+        "--kill-child",
+        "--net",
+        "--ipc",
+    ]
+    script = _root_script(view(), inside[0], testbed, disk)
     return [*line, "--uts", "--cgroup", "--propagation", "private", "/bin/sh", "-euc", script, "sandbox", *inside]
 
 
-def _root_script(seen: View, testbed: int, disk: int) -> str:
+def _root_script(seen: View, python: str, testbed: int, disk: int) -> str:
     """Shell lines that build the private root at _NEW, enter it, drop every capability and run "$@"."""
-    shown = [*seen.binds, *((f"/dev/{name}", f"/dev/{name}") for name in _DEVICES)]
-    lines = [f"mount -t tmpfs -o size=1m,mode=755 none {_NEW}", f"cd {_NEW}", "mkdir -p etc proc dev old"]
-    lines += [line for source, target in shown for line in _bind(source, target)]
-    lines += [f"ln -s {shlex.quote(target)} {shlex.quote('.' + name)}" for target, name in seen.links]
-    for folder, size in _temporary(seen, testbed, disk):
-        at = shlex.quote("." + folder)
-        lines += [f"mkdir -p {at}", f"mount -t tmpfs -o size={size},nosuid,nodev,mode=755 none {at}"]
+    devices = [(f"/dev/{name}", f"/dev/{name}") for name in _DEVICES]
+    temporary = _temporary(seen, testbed, disk)
+    lines = [f"mount -t tmpfs -o size=1m,mode=755 none {_NEW}", f"cd {_NEW}"]
+    lines += _mount_points([*seen.binds, *devices], ["/proc", "/old", "/etc", *(folder for folder, _ in temporary)])
+    lines += [_bind(source, target, "ro,nosuid,nodev") for source, target in seen.binds]
+    lines += [_bind(source, target, "nosuid") for source, target in devices]
+    lines += [f"ln -s {shlex.quote(target)} {_at(name)}" for target, name in seen.links]
+    lines += [f"mount -t tmpfs -o size={size},nosuid,nodev,mode=755 none {_at(folder)}" for folder, size in temporary]
     lines += ["mount -t proc none ./proc", "echo 0 > ./proc/sys/user/max_user_namespaces"]
-    lines += [f"if [ -e ./proc/{name} ]; then {_again(f'./proc/{name}')}; fi" for name in _COVERED]
+    covered = [f"/proc/{name}" for name in _COVERED]
+    lines += [f"[ ! -e .{path} ] || {_bind('.' + path, path, 'ro,nosuid,nodev')}" for path in covered]
     lines += ["hostname testbed", "pivot_root . old", "cd /", "umount -l /old", "rmdir /old"]
-    lines += ["mount -o remount,bind,ro,nosuid,nodev /", f"cd {ROOT}"]
+    lines += ["mount -o remount,bind,ro,nosuid,nodev /", f"{python} -ISE -c '{_LOOPBACK}'", f"cd {ROOT}"]
     return "\n".join([*lines, 'exec setpriv --bounding-set=-all --inh-caps=-all --no-new-privs "$@"'])
 
 
-def _again(at: str) -> str:
-    return f"mount --bind {at} {at}; mount -o remount,bind,ro,nosuid,nodev {at}"
+def _at(path: str) -> str:
+    """A path of the new root, as the shell that builds it names it."""
+    return shlex.quote("." + path)
 
 
-def _bind(source: str, target: str) -> list[str]:
-    """Show a host path read-only; its mount point is a folder or a file as the source is."""
-    at, source = shlex.quote("." + target), shlex.quote(source)
-    place = f"mkdir -p $(dirname {at}); if [ -d {source} ]; then mkdir -p {at}; else : > {at}; fi"
-    flags = "nosuid" if target.startswith("/dev/") else "nosuid,nodev,ro"
-    return [place, f"mount --bind {source} {at}", f"mount -o remount,bind,{flags} {at}"]
+def _mount_points(shown: list[tuple[str, str]], folders: list[str]) -> list[str]:
+    """Make the folders and files on which something is mounted; those below a shown path are there already."""
+    own = [(source, target) for source, target in shown if not target.startswith("/usr/")]
+    below = tuple(f"{target}/" for _, target in own)
+    files = [target for source, target in own if not os.path.isdir(source)]
+    wanted = {target for source, target in own if os.path.isdir(source)} | {os.path.dirname(name) for name in files}
+    wanted |= {folder for folder in folders if not folder.startswith(below)}
+    return ["mkdir -p " + " ".join(map(_at, sorted(wanted))), *(f": > {_at(name)}" for name in files)]
+
+
+def _bind(source: str, target: str, flags: str) -> str:
+    return f"mount -o bind,{flags} {shlex.quote(source)} {_at(target)}"
 
 
 def _plain(inside: list[str], testbed: int, disk: int) -> list[str]:

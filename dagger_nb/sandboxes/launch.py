@@ -15,7 +15,7 @@ from pathlib import Path
 from dagger_nb.errors import SandboxError
 from dagger_nb.sandboxes import supervisor
 from dagger_nb.sandboxes.cgroups import Cgroups, Slot
-from dagger_nb.sandboxes.isolation import BACKENDS, Backend
+from dagger_nb.sandboxes.isolation import Backend
 from dagger_nb.sandboxes.limits import MIB, Limits
 from dagger_nb.sandboxes.snapshot import ROOT
 from dagger_nb.sandboxes.view import SITE, TOOLS, environment, interpreter, packages, tools
@@ -173,13 +173,17 @@ def _reply(status: int, out: bytes, err: bytes, places: Places, backend: Backend
         ) from error
 
 
-def available(name: str) -> str:
-    """Empty when the back end works here (git and Python run inside), otherwise why not."""
-    backend = BACKENDS[name]
+def probe(backend: Backend) -> str:
+    """The versions of bash, git and Python inside.
+
+    Raises:
+        SandboxError: the back end does not work here.
+    """
     if shutil.which(backend.program) is None:
-        return f"{backend.program} is not installed"
-    try:
-        reply = execute(Job(b"git --version && python -c 'print(0)'", Limits(), [], []), backend, None)
-    except SandboxError as error:
-        return str(error)
-    return "" if reply.exit_code == 0 else reply.output.decode(errors="replace").strip()
+        raise SandboxError(f"{backend.program} is not installed")
+    command = b"echo $BASH_VERSION && git --version && python -VV && python -c 'import pytest'"
+    reply = execute(Job(command, Limits(), [], []), backend, None)
+    output = reply.output.decode(errors="replace").strip()
+    if reply.exit_code != 0:
+        raise SandboxError(f"a command inside failed: {output}")
+    return output

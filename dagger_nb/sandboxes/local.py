@@ -4,6 +4,24 @@ A `LocalSandbox` holds an immutable snapshot (path -> bytes). Reading and writin
 operations; `run` unpacks the snapshot into a fresh memory file system at /testbed inside an
 isolation, runs `bash -c command` there, and takes the changed files back. So a command's result
 depends on (snapshot, command, limits, back end) alone, and equal ones are looked up, not run.
+
+Covered (each held by the isolating back ends; `guarantees()` says how it is here):
+- network, host files, other processes, the host's environment, devices, privileges, kernel settings;
+- memory and number of processes (of the whole command with a cgroup, else weaker), processor time of
+  a process, wall-clock time, disk, number of files, output; nothing outlives its command;
+- forged replies: the command cannot reach the supervisor's descriptors or memory;
+- equal observations: fixed addresses, hash seed, file times, dates of commits, order of folders, and
+  `canonical` for the rest; results that ended by a time limit are never kept in the cache.
+
+Not covered:
+- clocks, random numbers and races inside a command: `date` differs from run to run (the cache repeats it);
+- owners, times and modes of files other than the executable bit, hard links, special files, and
+  anything outside /testbed (so also /tmp): gone after the command, as are background processes;
+- .git: every command finds a fresh one with the single commit base_commit. Commits, staging and
+  stashes work within a command and end with it; the files stay. (In a container they would last.)
+  The same holds for .pytest_cache, so `pytest --lf` remembers nothing from command to command;
+- side channels (processor load, timing) and holes in the kernel itself; a task that must withstand
+  a determined attacker belongs on a machine of its own.
 """
 
 from __future__ import annotations
@@ -20,7 +38,6 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 
 from dagger_nb.errors import ConfigError, DataError, EnvironmentProblem, SandboxError
 from dagger_nb.records import Task
@@ -33,6 +50,7 @@ from dagger_nb.sandboxes.observation import Observation, observe
 from dagger_nb.sandboxes.protocol import CommandResult
 from dagger_nb.sandboxes.repository import TIME, repository
 from dagger_nb.sandboxes.snapshot import ROOT, Entry, Snapshot
+from dagger_nb.sandboxes.view import precompile
 
 log = logging.getLogger(__name__)
 
@@ -42,9 +60,11 @@ DEFAULT = Limits()
 _ATTRIBUTES = "* -text -ident -filter -working-tree-encoding"
 _DIFF = (
     "mkdir -p .git/info && echo '{attributes}' > .git/info/attributes && git add -A -N . && "
-    "git -c core.quotePath=true diff --no-color --no-ext-diff --no-textconv --no-renames --binary"
+    "git -c core.quotePath=true diff HEAD --no-color --no-ext-diff --no-textconv --no-renames --binary"
 )
 _DIFF_FACTOR = 4  # a patch takes at most this many times the disk limit: old and new, in base 85
+_DIFF_ROOM_MB = 8  # for git's index beside a tree that fills its disk
+_DIFF_WALL_S = 60.0
 
 
 class Base:
@@ -52,9 +72,7 @@ class Base:
 
     def __init__(self, task: Task, limits: Limits) -> None:
         if not task.files:
-            raise DataError(
-                f"{task.instance_id}: its files live in a container image; a local sandbox needs Task.files"
-            )
+            raise DataError(f"{task.instance_id} has no files (they live in a container image): use Docker")
         self.snapshot = Snapshot({path: Entry("f", text.encode()) for path, text in task.files.items()})
         if self.snapshot.size > limits.disk:
             raise ConfigError(f"{task.instance_id}: the tree needs more than Limits.disk_mb = {limits.disk_mb} MiB")
@@ -149,9 +167,7 @@ class LocalSandbox:
     def __enter__(self) -> LocalSandbox:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 
@@ -164,11 +180,12 @@ class LocalFactory:
 
     def __init__(self, limits: Limits, cache: Path | None, backend: str | None) -> None:
         self.limits, self._cache_path, self._wanted = limits, cache, backend
-        self.backend = _choose(backend)
+        precompile()
+        self.backend, versions = _choose(backend)
         self.name = f"local-{self.backend.name}"
         self._cgroups = cgroups.find()
         self._cache = Cache(cache)
-        self._identity = _identity(self.name)
+        self._identity = _identity(self.name, versions)
         self._counts: Counter[str] = Counter()
         self._lock = threading.Lock()
         if not self.backend.isolates:
@@ -203,7 +220,12 @@ class LocalFactory:
 
     def patch(self, base: Base, snapshot: Snapshot) -> str:
         """The diff of the snapshot against its base. Raises SandboxError."""
-        limits = dataclasses.replace(self.limits, output_bytes=self.limits.disk * _DIFF_FACTOR // READ_FACTOR)
+        limits = dataclasses.replace(
+            self.limits,
+            output_bytes=self.limits.disk * _DIFF_FACTOR // READ_FACTOR,
+            disk_mb=self.limits.disk_mb + _DIFF_ROOM_MB,
+            wall_s=max(self.limits.wall_s, _DIFF_WALL_S),
+        )
         key = self._key(base, snapshot, _DIFF, limits, "patch")
         return self._cached(key, lambda: self._diff(base, snapshot, limits)).result.output
 
@@ -223,9 +245,7 @@ class LocalFactory:
     def __enter__(self) -> LocalFactory:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def __reduce__(self) -> tuple:
@@ -255,9 +275,9 @@ class LocalFactory:
         return hashlib.sha256(supervisor.pack([self._identity, base.snapshot.digest, snapshot.digest, *text])).digest()
 
     def _cached(self, key: bytes, make: Callable[[], Observation]) -> Observation:
-        if (value := self._cache.get(key)) is not None:
+        if (seen := _unpacked(self._cache.get(key))) is not None:
             self._count("hits")
-            return Observation.unpack(value)
+            return seen
         made = make()
         if made.result.timed_out:
             self._count("uncached")
@@ -284,35 +304,43 @@ def local_factory(*, limits: Limits = DEFAULT, cache: Path | None = None, backen
     return LocalFactory(limits, cache, backend)
 
 
-def _choose(wanted: str | None) -> Backend:
+def _unpacked(value: bytes | None) -> Observation | None:
+    """A cached observation; a torn one counts as not there."""
+    try:
+        return None if value is None else Observation.unpack(value)
+    except ValueError:
+        return None
+
+
+def _choose(wanted: str | None) -> tuple[Backend, str]:
+    """The wanted or best back end that works here, and the versions of what runs inside."""
     if wanted is not None and wanted not in BACKENDS:
         raise ConfigError(f"no sandbox back end {wanted!r}; there are {', '.join(BACKENDS)}")
     reasons = []
     for name in [wanted] if wanted else BACKENDS:
-        reason = launch.available(name)
-        if not reason:
-            return BACKENDS[name]
-        reasons.append(f"{name}: {reason}; {BACKENDS[name].advice}")
+        try:
+            return BACKENDS[name], launch.probe(BACKENDS[name])
+        except SandboxError as error:
+            reasons.append(f"{name}: {error}; next step: {BACKENDS[name].advice}")
     raise EnvironmentProblem("no usable sandbox back end. " + " | ".join(reasons))
 
 
-def _identity(name: str) -> bytes:
+def _identity(name: str, inside: str) -> bytes:
     """What a cached observation depends on beside its command: versions, and this room's own code."""
     code = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))]
-    versions = [name, platform.python_version(), importlib.metadata.version("pytest"), platform.machine()]
+    versions = [name, inside, platform.python_version(), importlib.metadata.version("pytest"), platform.machine()]
     return hashlib.sha256(supervisor.pack([text.encode() for text in versions] + code)).digest()
 
 
 def _resource_guarantees(limits: Limits, groups: cgroups.Cgroups | None) -> dict[str, str]:
-    root = os.geteuid() == 0
+    memory, processes = f"{limits.memory_mb} MiB", str(limits.processes)
     if groups:
-        memory = f"held: {limits.memory_mb} MiB for the whole command ({groups.kind})"
-        processes = f"held: {limits.processes} for the whole command ({groups.kind})"
+        memory, processes = (f"held: {value} for the whole command ({groups.kind})" for value in (memory, processes))
     else:
-        memory = f"weak: {limits.memory_mb} MiB for each process (no cgroup may be made here)"
-        processes = (
-            "NOT held: root is exempt and no cgroup may be made here" if root else f"weak: {limits.processes} by rlimit"
-        )
+        why = "(no cgroup may be made here)"
+        memory = f"weak: {memory} for each process {why}"
+        root = "NOT held: root is exempt from process limits"
+        processes = f"{root if os.geteuid() == 0 else f'weak: {processes}, by rlimit'} {why}"
     return {
         "memory": memory,
         "processes": processes,

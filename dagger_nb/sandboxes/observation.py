@@ -44,7 +44,7 @@ class Observation:
 
 def observe(reply: Reply, limits: Limits) -> Observation:
     """The canonical observation of a reply, cut to the output limit, with a note for each limit that was met."""
-    text, cut = shorten(canonical(reply.output.decode(errors="replace")), limits.output_bytes)
+    text, cut = shorten(reply.output, limits.output_bytes)
     lines = [text, *notes(reply, limits)]
     output = "\n".join(line for line in lines if line)
     result = CommandResult(output, reply.exit_code, reply.timed_out, cut or reply.overflow)
@@ -67,16 +67,20 @@ def notes(reply: Reply, limits: Limits) -> list[str]:
     return found
 
 
-def shorten(text: str, limit: int) -> tuple[str, bool]:
-    """The text with its middle cut out so that about `limit` bytes of UTF-8 stay, and whether it was cut.
+def shorten(raw: bytes, limit: int) -> tuple[str, bool]:
+    """The canonical text of an output, its middle cut out so that about `limit` bytes stay; whether it was cut.
 
-    >>> shorten("a" * 50, 20)
+    Of a very long output only the two ends are made canonical, and its bytes are counted as written.
+
+    >>> shorten(b"a" * 50, 20)
     ('aaaaaaaaaa\\n[30 bytes cut]\\naaaaaaaaaa', True)
     """
-    data = text.encode()
-    if len(data) <= limit:
-        return text, False
+    ends = (raw,) if len(raw) <= 4 * limit else (raw[: 2 * limit], raw[-2 * limit :])
+    texts = [canonical(end.decode(errors="replace")).encode() for end in ends]
+    total = len(texts[0]) if len(ends) == 1 else len(raw)
+    if total <= limit:
+        return texts[0].decode(), False
     half = limit // 2
-    head, tail = data[:half].decode(errors="ignore"), data[-half:].decode(errors="ignore")
-    gone = len(data) - len(head.encode()) - len(tail.encode())
-    return f"{head.rstrip()}\n[{gone} bytes cut]\n{tail.lstrip()}", True
+    head, tail = texts[0][:half].rstrip(), texts[-1][-half:].lstrip()
+    gone = total - len(head) - len(tail)
+    return f"{head.decode(errors='ignore')}\n[{gone} bytes cut]\n{tail.decode(errors='ignore')}", True

@@ -29,6 +29,7 @@ SETTINGS = ("memory", "processes", "cpu_s", "wall_ms", "disk", "read", "files")
 STATUS = ("exit_code", "timed_out", "overflow", "too_large")
 PATH_LIMIT = 1024  # bytes; a longer path counts as a tree that is too large
 PAGE = 4096
+NOT_KEPT = (b".git", b".pytest_cache")  # wherever they lie in the tree: what one command leaves there ends with it
 
 # An entry is (path, kind, mtime in seconds, data); a tree maps path -> (kind, data).
 Entry = tuple[bytes, bytes, int, bytes]
@@ -111,7 +112,7 @@ def write_file(target: bytes, data: bytes, mode: int, mtime: int) -> None:
 
 
 def read_tree(root: bytes, disk: int, files: int) -> tuple[Tree, list[bytes]]:
-    """The tree below `root` without any .git, and the sorted paths of special files, which are left out.
+    """The tree below `root` without NOT_KEPT, and the sorted paths of special files, which are left out.
 
     Raises:
         TooLargeError: more than `disk` bytes (in pages), more than `files` entries, or a path too long.
@@ -127,7 +128,7 @@ def read_tree(root: bytes, disk: int, files: int) -> tuple[Tree, list[bytes]]:
         if folder and not names:
             tree[folder] = (b"d", b"")
         for name in names:
-            if name == b".git":
+            if name in NOT_KEPT:
                 continue
             path = os.path.join(folder, name)
             status = os.lstat(os.path.join(root, path))
@@ -261,11 +262,12 @@ class Watch:
         if hasattr(os, "pidfd_open"):
             poll.register(os.pidfd_open(self.child), select.POLLIN)
         while self.status is None and not self.overflow and time.monotonic() < deadline:
-            if not self.open:
-                poll = select.poll()
             poll.poll(20)  # also the rate at which orphans are collected
-            self.read()
             self.reap()
+            if self.open:
+                self.read()
+                if not self.open:
+                    poll.unregister(self.pipe)
 
     def end(self) -> None:
         """Kill everything that the command left, then read the rest of its output."""

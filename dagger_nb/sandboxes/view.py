@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import functools
 import importlib.metadata
 import os
@@ -100,6 +101,16 @@ def packages() -> dict[str, str]:
 
 
 @functools.cache
+def precompile() -> None:
+    """Byte-compile pytest and what it imports where an installer left that out: inside nothing can be written,
+    and every start of pytest would take over a second. Where the files cannot be written, that is how it stays.
+    """
+    for path in packages().values():
+        if os.path.isdir(path):
+            compileall.compile_dir(path, quiet=2)
+
+
+@functools.cache
 def launcher() -> bytes:
     """The `pytest` command."""
     points = importlib.metadata.distribution("pytest").entry_points.select(group="console_scripts", name="pytest")
@@ -129,7 +140,7 @@ def environment(root: str = "/testbed", tools_root: str = TOOLS, site: str = SIT
         "SHELL": "/bin/bash", "LANG": "C.UTF-8", "LC_ALL": "C.UTF-8", "TZ": "UTC", "TERM": "dumb", "COLUMNS": "80",
         "LINES": "24", "PYTHONPATH": site, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONHASHSEED": "0",
         "PYTHONNOUSERSITE": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
-        "PYTEST_ADDOPTS": f"-o cache_dir={home}/.pytest_cache", "PAGER": "cat", "GIT_PAGER": "cat",
+        "PAGER": "cat", "GIT_PAGER": "cat",
         "GIT_EDITOR": "true", "GIT_TERMINAL_PROMPT": "0", "GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_GLOBAL": "/dev/null",
         "GIT_AUTHOR_NAME": AUTHOR, "GIT_AUTHOR_EMAIL": EMAIL, "GIT_AUTHOR_DATE": DATE,
         "GIT_COMMITTER_NAME": AUTHOR, "GIT_COMMITTER_EMAIL": EMAIL, "GIT_COMMITTER_DATE": DATE,

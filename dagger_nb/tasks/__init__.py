@@ -8,9 +8,13 @@ Not covered: bugs over several lines, input and output, state between calls, dep
 
 from __future__ import annotations
 
-from dagger_nb.tasks.generate import generate, tasks
+from pathlib import Path
+
+from dagger_nb.records import Task, from_json
+from dagger_nb.tasks.assembly import generate, tasks
 from dagger_nb.tasks.splits import SPLITS, SplitSpec
-from dagger_nb.tasks.validation import Verdict, content_hash, load_jsonl, recheck, validate, verdict_of
+from dagger_nb.tasks.validation import Verdict, content_hash, validate
+from dagger_nb.tasks.verdicts import recheck, verdict_of
 
 __all__ = [
     "SPLITS",
@@ -24,3 +28,9 @@ __all__ = [
     "validate",
     "verdict_of",
 ]
+
+
+def load_jsonl(path: str | Path) -> list[Task]:
+    """Tasks of a file of `records.to_json` lines. Raises DataError for a torn or foreign line."""
+    with open(path, encoding="utf-8") as file:
+        return [from_json(line, Task) for line in file if line.strip()]

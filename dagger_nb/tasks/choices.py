@@ -18,10 +18,8 @@ _CMP = (("at least", ">="), ("more than", ">"), ("at most", "<="), ("less than",
 
 CHOICES = {
     "cmp": Choice(("comparison",), _CMP),
-    "cmb": Choice(("comparison",), _CMP),
     "above": Choice(("comparison",), _CMP[:2]),
     "below": Choice(("comparison",), _CMP[2:]),
-    "eq": Choice(("comparison",), (("equal to", "=="), ("not equal to", "!="))),
     "op": Choice(("operator",), (("plus", "+"), ("minus", "-"), ("times", "*"))),
     "opb": Choice(("operator",), (("plus", "+"), ("minus", "-"), ("times", "*"))),
     "add": Choice(("operator",), (("plus", "+"), ("minus", "-"))),

@@ -13,27 +13,26 @@ def image(instance_id: str) -> str:
     return f"dagger-nb/sweb.eval.x86_64.{instance_id}:latest".lower().replace("__", "_1776_")
 
 
-def eval_script(base_commit: str, files: Sequence[str], hidden: Sequence[str], test_patch: str) -> str:
+def eval_script(base_commit: str, tests: Sequence[str], hidden: Sequence[str], test_patch: str) -> str:
     """Restores the tests and pytest.ini, adds the hidden tests, and runs both.
 
     `-rA` prints one line a test that `parse_log_pytest` reads; `bash -x` prints the markers, which
     is why they stand behind a colon.
     """
-    restored = [path for path in files if path.startswith("tests/")]
     return "\n".join(
         [
             "#!/bin/bash",
             "set -uxo pipefail",
             "cd /testbed",
-            f"git checkout {base_commit} pytest.ini {' '.join(restored)}",
+            f"git checkout {base_commit} pytest.ini {' '.join(tests)}",
             f"rm -f {' '.join(hidden)}",
             f"git apply -v - <<'{HEREDOC}'",
             test_patch + HEREDOC,
             "export PYTEST_DISABLE_PLUGIN_AUTOLOAD=1",
             f": '{START}'",
-            f"python -m pytest -rA --noconftest -c pytest.ini {' '.join(sorted([*restored, *hidden]))}",
+            f"python -m pytest -rA --noconftest -c pytest.ini {' '.join(sorted([*tests, *hidden]))}",
             f": '{END}'",
-            f"git checkout {base_commit} {' '.join(restored)}",
+            f"git checkout {base_commit} {' '.join(tests)}",
             f"rm -f {' '.join(hidden)}",
             "",
         ]

@@ -9,6 +9,7 @@ import builtins
 import types
 from collections.abc import Iterable, Mapping
 from types import CodeType
+from typing import Any
 
 
 class Program:
@@ -22,6 +23,10 @@ class Program:
         other = Program({})
         other.codes = {**self.codes, **codes}
         return other
+
+    def run(self, path: str) -> dict[str, Any]:
+        """Execute one file, with what it imports; its namespace. Raises whatever the file raises."""
+        return _Modules(self.codes).run(path, path)
 
     def failing(self, test_files: Iterable[str]) -> set[str]:
         """Ids of the failing tests. A file that cannot be imported fails as a whole, as in pytest."""

@@ -31,7 +31,9 @@ def _tree(files: Mapping[str, str]) -> str:
             entries[head] = "100644", _object("blob", text.encode())
     for name, inside in folders.items():
         entries[name + "/"] = "40000", _tree(inside)  # git sorts a folder as if its name ended in a slash
-    rows = (f"{mode} {name.rstrip('/')}\0".encode() + bytes.fromhex(sha) for name, (mode, sha) in sorted(entries.items()))
+    rows = (
+        f"{mode} {name.rstrip('/')}\0".encode() + bytes.fromhex(sha) for name, (mode, sha) in sorted(entries.items())
+    )
     return _object("tree", b"".join(rows))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from dagger_nb.tasks.markup import Probe
+from dagger_nb.tasks.units import Probe
 from dagger_nb.tasks.words import SAMPLES, SHORT
 
 

@@ -8,11 +8,13 @@ from typing import Any
 
 from dagger_nb.tasks import words
 from dagger_nb.tasks.inputs import draw_arguments
-from dagger_nb.tasks.markup import Helper, Probe, Shape, Unit, draw_unit
+from dagger_nb.tasks.markup import Shape
 from dagger_nb.tasks.shapes import CALLING, CLASSES, LEAVES
+from dagger_nb.tasks.units import Helper, Probe, Unit, draw_unit
 
 WIDTH = 72
 MAX_DEPTH = 3  # longest chain of calls
+INPUTS = 40  # inputs tried until one works
 
 
 class Redraw(Exception):
@@ -97,9 +99,12 @@ def _draw(
         names = {probe.owner.split(".")[0] for probe in unit.probes}
         if names & repository.space.keys() or max(map(len, unit.lines)) > WIDTH:
             continue
-        used.add(shape.key)
-        exec("\n".join(unit.lines), repository.space)
-        return unit
+        space = dict(repository.space)
+        exec("\n".join(unit.lines), space)
+        if all(_testable(rng, probe, space) for probe in unit.probes):
+            used.add(shape.key)
+            repository.space = space
+            return unit
     return None
 
 
@@ -115,13 +120,21 @@ def _choose_helpers(rng: random.Random, shape: Shape, helpers: list[Helper]) -> 
     return chosen
 
 
+def _testable(rng: random.Random, probe: Probe, space: dict[str, Any]) -> bool:
+    try:
+        draw_case(rng, probe, space)
+    except Redraw:
+        return False
+    return True
+
+
 def draw_case(rng: random.Random, probe: Probe, space: dict[str, Any]) -> Case:
     """An input on which the correct function works, with its value.
 
     Raises:
-        Redraw: none was found in 40 draws.
+        Redraw: none was found in so many draws.
     """
-    for _ in range(40):
+    for _ in range(INPUTS):
         arguments = draw_arguments(rng, probe)
         call = probe.call.format(**{slot: repr(value) for slot, value in arguments.items()})
         try:

@@ -131,8 +131,8 @@ def $f($a, $b):
 
 @call_starts count number | a:words b:letter -> int | h:words,letter->words
 def $f($a, $b):
-    '''Return how many words $h of $a and $b has, $op $num.'''
-    return len($h(«$a, $b|$b, $a:swapped_arguments»)) %op %num
+    '''Return how many words $h of $a and $b has.'''
+    return len($h(«$a, $b|$b, $a:swapped_arguments»))
 
 @call_strip polish tidy | a:text b:letter -> text | h:text,letter->text
 def $f($a, $b):

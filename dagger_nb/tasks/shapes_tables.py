@@ -77,12 +77,10 @@ def $f($a):
     '''Return whether the $k of $a is $cmp its $l.'''
     return $a['«$k|$l:dict_key»'] %cmp $a['«$l|$k:dict_key»']
 
-@record_set change update | a:record b:int -> table
+@record_list list report | a:record b:int -> ints
 def $f($a, $b):
-    '''Return a copy of $a with its $k $op $b, the $l kept.'''
-    $out = dict($a)
-    $out['«$k|$l:dict_key»'] = $a['«$k|$l:dict_key»'] %op $b
-    return $out
+    '''Return a list of the $k of $a $op $b, and its $l.'''
+    return [$a['«$k|$l:dict_key»'] %op $b, $a['«$l|$k:dict_key»']]
 
 @record_cost cost value | a:record b:int -> int
 def $f($a, $b):

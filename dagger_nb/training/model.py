@@ -1,8 +1,7 @@
 """The student: an NF4 base (QLoRA) with a low-rank adapter on every linear layer.
 
-A base is quantised by bitsandbytes with double quantisation. On a CPU, `dequantise_once` unpacks the frozen
-weights when the model is loaded instead of at every use: the same numbers, 4 bytes a weight instead of half a
-byte, and faster (see benchmarks/tree.py).
+Training reads the 4-bit weights as they are, which costs a few percent on a CPU (benchmarks/tree.py); inference,
+a token at a time, is done by the unpacked and merged model (`merged_full_precision`), which has the same logits.
 """
 
 from __future__ import annotations
@@ -28,12 +27,11 @@ def load_student(
     path_or_id: str | Path,
     *,
     quantise: bool = True,
-    dequantise_once: bool = False,
     double_quant: bool = True,
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
 ) -> PreTrainedModel:
-    """A frozen base for an adapter: plain, NF4, or NF4 unpacked once. `dtype` is also NF4's compute type.
+    """A frozen base for an adapter, NF4 unless `quantise` is false; `dtype` is also NF4's compute type.
 
     fp32 is right on a CPU: bf16 products are some sixty times slower where the CPU lacks AMX or AVX512-bf16.
     """
@@ -46,8 +44,6 @@ def load_student(
     model = AutoModelForCausalLM.from_pretrained(
         path_or_id, dtype=dtype, device_map=device, quantization_config=nf4 if quantise else None
     )
-    if quantise and dequantise_once:
-        model = model.dequantize(dtype)
     for module in model.modules():
         if isinstance(module, Linear4bit):
             # bitsandbytes would compute in bf16 in evaluation mode where the CPU has AVX512-bf16.
@@ -105,7 +101,7 @@ def merged_full_precision(model: PeftModel) -> PreTrainedModel:
     for name, module in list(plain.named_modules()):
         if isinstance(module, LoraLayer):
             plain.set_submodule(name, _merged(module))
-    if plain.hf_quantizer is not None:
+    if getattr(plain, "hf_quantizer", None) is not None:
         plain.hf_quantizer.remove_quantization_config(plain)
     return plain.requires_grad_(False).eval()
 

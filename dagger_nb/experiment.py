@@ -1,0 +1,281 @@
+"""The rounds: collect, label, train, and judge, each step found again on disk when it was done before."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from dagger_nb import paths
+from dagger_nb.config import Settings
+from dagger_nb.errors import ConfigError
+from dagger_nb.evaluation.grades import Grade, Status
+from dagger_nb.evaluation.grading import grade_all
+from dagger_nb.evaluation.predictions import Prediction, write_predictions
+from dagger_nb.fleet import CohortJob, Fleet, in_cohorts, progress_line
+from dagger_nb.mixing import STUDENT_ALONE, TEACHER_ALONE, Mixer
+from dagger_nb.policies.local import Sampling
+from dagger_nb.recipes import Recipe, recipe
+from dagger_nb.records import Label, StopReason, Task, Trajectory, digest
+from dagger_nb.rollout import Conditions, Limits, Plan
+from dagger_nb.store import CohortRecord, RunStore, read_json, round_group, rounds_to_train_on, write_json
+from dagger_nb.students import Version, renderer_of
+from dagger_nb.tasks import tasks
+
+Log = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Exam:
+    """One way to judge a student: on which tasks, how it samples, and who else acts.
+
+    `slips` replaces student turns at `evaluation.slip_rate`; `shadow` lets the teacher act and only asks the student.
+    """
+
+    name: str
+    split: str
+    sampled: bool = False
+    slips: bool = False
+    shadow: bool = False
+
+
+EXAMS: Mapping[str, Exam] = {
+    exam.name: exam
+    for exam in (
+        Exam("dev", "dev"),
+        Exam("test", "test"),
+        Exam("test-sampled", "test", sampled=True),
+        Exam("test-slips", "test", slips=True),
+        Exam("test-teacher-states", "test", shadow=True),
+        Exam("longer", "longer"),
+        Exam("unseen", "unseen"),
+    )
+}
+
+
+class Experiment:
+    """One recipe under some settings, in its run folder. Every method is a cache hit when its result exists."""
+
+    def __init__(self, name: str, settings: Settings, fleet: Fleet, log: Log = print) -> None:
+        self.recipe: Recipe = recipe(name, settings)
+        self.settings, self.fleet, self.log = settings, fleet, log
+        config = identity(name, settings)
+        self.store = RunStore(paths.run_folder(name, settings.seed, digest(config)), config)
+        self.base = str(paths.checkpoint(settings.student.path))
+        self.renderer = renderer_of(self.base)
+
+    # -- the rounds
+
+    def run(self) -> Version:
+        """All rounds of the recipe, then the manifest; returns the final student."""
+        for round_ in range(1, self.recipe.rounds + 1):
+            self.collect(round_)
+            self.train(round_)
+        if not self.store.done:
+            self.store.finish(provenance(self.settings))
+        return self.student_after(self.recipe.rounds)
+
+    def collect(self, round_: int) -> list[CohortRecord]:
+        """The episodes of a round and their labels, by the student of the round before."""
+        group = round_group(round_)
+        plans = [Plan(task, attempt=0, round=round_) for task in self.training_tasks(round_)]
+        conditions = self._conditions(self.recipe.mixer, self.student_after(round_ - 1), sampled=True)
+        title = f"{self.recipe.name} round {round_}/{self.recipe.rounds}"
+        self._run_missing(self.store, group, plans, conditions, self.student_after(round_ - 1), title)
+        return list(self.store.cohorts(group))
+
+    def training_tasks(self, round_: int) -> list[Task]:
+        """Each round has tasks of its own; together all rounds of every recipe use the same tasks."""
+        count = self.recipe.tasks_per_round
+        return tasks("train", count, start=self.settings.seed * TASKS_PER_SEED + (round_ - 1) * count)
+
+    def train(self, round_: int) -> Path:
+        """The adapter after a round; trained further from the one before (aggregation says on which rounds)."""
+        from dagger_nb.training.session import train_adapter
+
+        folder = self.adapter_folder(round_)
+        if (folder / "fit.json").exists():
+            return folder
+        training = self.settings.training
+        rounds = rounds_to_train_on(round_, training.aggregation, training.window)
+        entries = self.store.entries(rounds)
+        write_json(self.store.root / round_group(round_) / "index.json", [asdict(entry) for entry in entries])
+        previous = self.adapter_folder(round_ - 1) if round_ > 1 else None
+        return train_adapter(
+            self.store.load(entries),
+            base=self.base,
+            previous=previous,
+            settings=self.settings,
+            renderer=self.renderer,
+            tasks={task.instance_id: task for r in rounds for task in self.training_tasks(r)},
+            folder=folder,
+            seed=self.settings.seed * 1000 + round_,
+            log=lambda line: self.log(f"{self.recipe.name} round {round_}/{self.recipe.rounds} · {line}"),
+        )
+
+    def adapter_folder(self, round_: int) -> Path:
+        return self.store.root / round_group(round_) / "adapter"
+
+    def student_after(self, round_: int) -> Version:
+        """The student after a round; round 0 is the untrained base."""
+        quantise = self.settings.student.quantise
+        if round_ == 0:
+            return Version(self.base, None, quantise)
+        folder = self.adapter_folder(round_)
+        return Version(self.base, str(folder), quantise, read_json(folder / "fit.json")["adapter"][:12])
+
+    def fit_report(self, round_: int) -> dict[str, Any]:
+        """What the training of a round was and how it went (losses, labels, lessons, tokens, seconds)."""
+        return read_json(self.adapter_folder(round_) / "fit.json")
+
+    # -- exams
+
+    def examine(self, exam_name: str, *, round_: int | None = None) -> list[CohortRecord]:
+        """The student's episodes in an exam, labelled for diagnosis; `round_` judges an earlier student."""
+        exam = _exam(exam_name)
+        student = self.student_after(self.recipe.rounds if round_ is None else round_)
+        group, plans = self._exam_group(exam, student), [Plan(task) for task in self.exam_tasks(exam_name)]
+        mixer = TEACHER_ALONE if exam.shadow else STUDENT_ALONE
+        conditions = self._conditions(mixer, student, sampled=exam.sampled, slips=exam.slips, shadow=exam.shadow)
+        self._run_missing(self.store, group, plans, conditions, student, f"{self.recipe.name} {exam.name}")
+        wanted = len(in_cohorts(plans, self.settings.episode.cohort))
+        return list(self.store.cohorts(group))[:wanted]
+
+    def exam_tasks(self, exam_name: str) -> list[Task]:
+        split = _exam(exam_name).split
+        return tasks(split, getattr(self.settings.tasks, split))
+
+    def grade(self, exam_name: str, *, round_: int | None = None) -> list[Grade]:
+        """The verdict on each episode's patch, in task order, each in a fresh sandbox; equal patches are graded once."""
+        from dagger_nb.sandboxes import local_factory
+
+        records = self.examine(exam_name, round_=round_)
+        student = self.student_after(self.recipe.rounds if round_ is None else round_)
+        folder = self.store.root / self._exam_group(_exam(exam_name), student)
+        trajectories = [trajectory for record in records for trajectory in record.trajectories]
+        model_name = f"{self.recipe.name}-{student.name}"
+        write_predictions(
+            folder / "predictions.jsonl",
+            [Prediction(t.instance_id, model_name, t.patch) for t in trajectories],
+        )
+        by_id = {task.instance_id: task for task in self.exam_tasks(exam_name)}
+        pairs = [(by_id[t.instance_id], t.patch) for t in trajectories]
+        with local_factory() as factory:  # no cache: no two gradings run the same commands
+            grades = grade_all(pairs, factory, jobs=self.settings.workers, store_path=gradebook())
+        return [
+            Grade(t.instance_id, Status.INFRASTRUCTURE, detail=t.detail) if _broken(t) else verdict
+            for t, verdict in zip(trajectories, grades, strict=True)
+        ]
+
+    def _exam_group(self, exam: Exam, student: Version) -> str:
+        rate = f"-{self.settings.evaluation.slip_rate:g}" if exam.slips else ""
+        return f"evaluation/{student.name}/{exam.name}{rate}"
+
+    # -- cohorts
+
+    def _conditions(
+        self, mixer: Mixer, student: Version, *, sampled: bool, slips: bool = False, shadow: bool = False
+    ) -> Conditions:
+        episode, seed = self.settings.episode, self.settings.seed
+        limits = Limits(episode.max_turns, episode.context, episode.loop_repeats, episode.command_timeout_s)
+        hot = Sampling(episode.temperature, episode.top_p, episode.max_new_tokens)
+        return Conditions(
+            mixer=mixer,
+            sampling=hot if sampled else Sampling(max_new_tokens=episode.max_new_tokens),
+            run_seed=seed,
+            policy=student.name,
+            limits=limits,
+            slip_rate=self.settings.evaluation.slip_rate if slips else 0.0,
+            shadow=shadow,
+        )
+
+    def _run_missing(
+        self, store: RunStore, group: str, plans: Sequence[Plan], conditions: Conditions, student: Version, title: str
+    ) -> None:
+        cohorts = in_cohorts(plans, self.settings.episode.cohort)
+        missing = [n for n in range(len(cohorts)) if not store.cohort_path(group, n).exists()]
+        jobs = [CohortJob(n, cohorts[n], conditions, student, observation_cache()) for n in missing]
+        done = len(cohorts) - len(missing)
+        for job, record, seconds in self.fleet.run(jobs):
+            store.write_cohort(group, job.number, record)
+            done += 1
+            self.log(progress_line(title, done, len(cohorts), record, seconds))
+
+
+TASKS_PER_SEED = 100_000  # training seeds draw disjoint training tasks
+
+
+def identity(name: str, settings: Settings) -> dict[str, Any]:
+    """What decides a run's training: the recipe and the settings without budgets of exams, workers and profile name."""
+    kept = settings.to_dict()
+    for irrelevant in ("profile", "workers", "evaluation"):
+        del kept[irrelevant]
+    kept["tasks"] = {"tasks_per_round": settings.tasks.tasks_per_round}
+    return {"recipe": name, "settings": kept, "base": _base_digest(settings)}
+
+
+def _base_digest(settings: Settings) -> str:
+    manifest = paths.checkpoint(settings.student.path) / "manifest.json"
+    return digest(read_json(manifest)["files"]) if manifest.exists() else settings.student.path
+
+
+def gradebook() -> Path:
+    """The file of all grades, by task content and patch: whoever writes the same patch gets the same grade."""
+    return paths.cache() / "grades.jsonl"
+
+
+def _broken(trajectory: Trajectory) -> bool:
+    return trajectory.stop is StopReason.INFRASTRUCTURE
+
+
+def observation_cache() -> Path:
+    """The file in which all workers remember what commands printed."""
+    return paths.cache() / "observations.sqlite"
+
+
+def _exam(name: str) -> Exam:
+    if name not in EXAMS:
+        raise ConfigError(f"unknown exam {name!r}; exams: {', '.join(EXAMS)}")
+    return EXAMS[name]
+
+
+def provenance(settings: Settings) -> dict[str, Any]:
+    """Where a result comes from: code, versions, machine, and the settings."""
+    from dagger_nb.sandboxes import local_factory
+
+    with local_factory() as factory:
+        guarantees = {"backend": factory.name, **factory.guarantees()}
+    return {
+        "git": _git("rev-parse", "HEAD"),
+        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "versions": {name: metadata.version(name).partition("+")[0] for name in PACKAGES},
+        "sandbox": guarantees,
+        "settings": settings.to_dict(),
+    }
+
+
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "swebench", "pytest", "numpy")
+
+
+def _git(*arguments: str) -> str:
+    if shutil.which("git") is None:
+        return ""
+    done = subprocess.run(["git", *arguments], cwd=paths.project(), capture_output=True, text=True, check=False)
+    return done.stdout.strip()
+
+
+def all_trajectories(records: Sequence[CohortRecord]) -> Iterator[Trajectory]:
+    """Every trajectory of some cohorts, in order."""
+    return (trajectory for record in records for trajectory in record.trajectories)
+
+
+def all_labels(records: Sequence[CohortRecord]) -> Iterator[Label]:
+    """Every label of some cohorts, in order."""
+    return (label for record in records for label in record.labels)

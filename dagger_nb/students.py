@@ -1,0 +1,60 @@
+"""Which student: a base and, after training, an adapter; and how it is made ready to act."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from dagger_nb.errors import DataError
+from dagger_nb.policies.local import ATTENTION, Cohort
+from dagger_nb.rendering import Renderer
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One student: the base's folder or hub id, the adapter's folder (None: untrained), and whether the base is NF4.
+
+    `name` goes into every record: "base", or the first 12 hex digits of the adapter's digest.
+    """
+
+    base: str
+    adapter: str | None = None
+    quantise: bool = True
+    name: str = "base"
+
+
+@dataclass(frozen=True, slots=True)
+class LocalStudent:
+    """A student in this process: a plain full-precision model that equals NF4 base plus adapter."""
+
+    version: Version
+    model: object
+    renderer: Renderer
+
+    def session(self, slots: int, limit: int) -> Cohort:
+        """A fresh KV cache for `slots` episodes of at most `limit` tokens each."""
+        return Cohort(self.model, slots, end_id=self.renderer.end_id, limit=limit)
+
+
+def renderer_of(base: str) -> Renderer:
+    """The renderer of a base's own tokenizer and chat template. Raises DataError when there is none."""
+    from transformers import AutoTokenizer
+
+    if Path(base).exists() and not (Path(base) / "tokenizer.json").exists():
+        raise DataError(f"{base} holds no tokenizer (tokenizer.json); rebuild it with `python -m dagger_nb.base.pretrain`")
+    return Renderer(AutoTokenizer.from_pretrained(base))
+
+
+def load_for_acting(version: Version) -> LocalStudent:
+    """Load a version for inference on this machine, its adapter merged into the unpacked base."""
+    import torch
+
+    from dagger_nb.training.model import load_adapter, load_student, merged_full_precision
+
+    model = load_student(version.base, quantise=version.quantise)
+    if version.adapter:
+        model = merged_full_precision(load_adapter(model, Path(version.adapter)))
+    elif version.quantise:
+        model = model.dequantize(torch.float32)
+    model.eval().set_attn_implementation(ATTENTION)
+    return LocalStudent(version, model, renderer_of(version.base))

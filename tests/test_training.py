@@ -1,0 +1,458 @@
+"""The prefix tree against its definition, and a fit against itself when it is killed."""
+
+from __future__ import annotations
+
+import copy
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from torch.nn.attention.flex_attention import flex_attention
+from torch.nn.functional import cross_entropy, scaled_dot_product_attention
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from dagger_nb.config import LoraSettings, TrainingSettings
+from dagger_nb.errors import ConfigError, DataError
+from dagger_nb.records import Action, Label
+from dagger_nb.training.batches import fill, plan_steps
+from dagger_nb.training.fit import Execution, fit
+from dagger_nb.training.loss import divisor, summed_loss
+from dagger_nb.training.mask import TREE, ancestor_mask, block_mask, mask_mod, pack
+from dagger_nb.training.model import (
+    adapter_digest,
+    add_adapter,
+    load_adapter,
+    load_student,
+    merged_full_precision,
+    save_adapter,
+)
+from dagger_nb.training.tree import (
+    Example,
+    Segments,
+    Target,
+    as_executed,
+    build_tree,
+    drop_overlong,
+    make_example,
+    one_by_one,
+    sequence_tokens,
+    tree_tokens,
+)
+
+VOCABULARY = 64
+SETTINGS = TrainingSettings(passes=2, batch_tokens=150, learning_rate=1e-2)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Models this small only lose time to a second thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+# --- what is trained on ------------------------------------------------------------------------------------
+
+
+def random_example(seed: int, turns: int = 5) -> Example:
+    """Labels of every kind: as executed, sharing a beginning, longer, shorter, wholly different, two at a turn."""
+    rng = np.random.default_rng(seed)
+
+    def ids(low: int, high: int) -> tuple[int, ...]:
+        return tuple(int(token) for token in rng.integers(0, VOCABULARY, rng.integers(low, high)))
+
+    segments = Segments(ids(1, 9), tuple((ids(1, 7), ids(1, 6)) for _ in range(turns)))
+    targets = []
+    for turn in range(turns):
+        executed = segments.turns[turn][0]
+        choices = [executed, executed[:-1] + ids(1, 5), executed + ids(1, 3), executed[:1], ids(1, 6)]
+        for index in rng.choice(len(choices), rng.integers(0, 3), replace=False):
+            label = choices[index]
+            targets.append(Target(turn, label, float(rng.choice([0.0, 0.5, 1.0, 3.0, -1.0])), label != executed))
+    return Example(segments, (*targets, Target(turns - 1, ids(1, 6), 2.0, True)))
+
+
+def state(example: Example, turn: int) -> tuple[int, ...]:
+    segments = example.segments
+    return sum((action + seen for action, seen in segments.turns[:turn]), segments.prompt_ids)
+
+
+def paths(tree) -> list[tuple[int, ...]]:
+    """For each token of a tree the ids from the root to it, by walking up to the nearest open subtree."""
+    found: list[tuple[int, ...]] = []
+    for token in range(tree.tokens):
+        above = [k for k in range(token) if token < tree.leave_T[k]]
+        found.append((*(found[above[-1]] if above else ()), int(tree.ids_T[token])))
+    return found
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_tree_says_what_each_label_says(seed: int) -> None:
+    example = random_example(seed)
+    tree = build_tree(example)
+    spelled = paths(tree)
+    assert len(set(spelled)) == tree.tokens  # no prefix stands twice
+    assert tree.positions_T.tolist() == [len(path) - 1 for path in spelled]
+    expected = [
+        (state(example, target.turn) + target.ids[:j], target.ids[j], target.weight)
+        for target in example.targets
+        if target.weight
+        for j in range(len(target.ids))
+    ]
+    said = zip((spelled[at] for at in tree.at_P), tree.target_P.tolist(), tree.weight_P.tolist(), strict=True)
+    assert list(said) == expected
+    assert tree.trunk >= example.segments.state_length(example.targets[-1].turn)
+    assert all(tree.leave_T[: tree.trunk] >= tree.trunk)  # the trunk is one path
+
+
+def test_mask_is_the_ancestor_relation_and_keeps_trees_apart() -> None:
+    trees = [build_tree(random_example(seed)) for seed in (3, 4, 5)]
+    row = pack(trees)
+    spelled = [(number, path) for number, tree in enumerate(trees) for path in paths(tree)]
+    mask = ancestor_mask(row.leave_T)
+    predicate = mask_mod(row.leave_T)
+    for query, key in product(range(row.tokens), repeat=2):
+        (tree_q, path_q), (tree_k, path_k) = spelled[query], spelled[key]
+        related = tree_q == tree_k and path_q[: len(path_k)] == path_k
+        assert bool(mask[query, key]) == related
+        assert bool(predicate(None, None, torch.tensor(query), torch.tensor(key))) == related
+
+
+def test_label_as_executed_adds_no_token_and_a_lesson_only_what_differs() -> None:
+    segments = Segments((1, 2, 3), (((4, 5, 6), (7, 8)), ((9, 10), (11,))))
+    plain = Example(segments, (Target(0, (4, 5, 6)), Target(1, (9, 10))))
+    assert tree_tokens(plain) == 3 + 5 + 1
+    assert sequence_tokens(plain) == (3 + 2) + (3 + 5 + 1)
+    lesson = Example(segments, (Target(0, (4, 12, 13, 6), lesson=True), Target(1, (9, 10))))
+    assert tree_tokens(lesson) == tree_tokens(plain) + 2
+    assert lesson.lessons == 1
+    assert build_tree(as_executed(lesson)).ids_T.tolist() == build_tree(plain).ids_T.tolist()
+
+
+def test_lessons_weigh_what_the_setting_says() -> None:
+    segments = Segments((1,), (((2,), (3,)), ((4,), (5,))))
+    finish = Action("", "finish")
+    labels = [
+        Label("task", 0, 0, "base", turn, "student", None, "teacher", "template", finish, ids, lesson)
+        for turn, ids, lesson in ((0, (2,), False), (1, (9,), True))
+    ]
+    example = make_example(segments, labels, lesson_weight=2.5)
+    assert [(target.weight, target.lesson) for target in example.targets] == [(1.0, False), (2.5, True)]
+    assert build_tree(example).weight_P.tolist() == [1.0, 2.5]
+    assert build_tree(make_example(segments, labels, lesson_weight=0.0)).actions == 1
+
+
+def test_overlong_labels_are_counted_or_refused_never_cut(student: PeftModel, tmp_path) -> None:
+    example = Example(Segments((1, 2), (((3, 4), (5,)), ((6, 7), (8,)))), (Target(0, (3, 4)), Target(1, (6, 9, 9))))
+    kept, dropped = drop_overlong(example, 7)
+    assert (kept.targets, dropped) == (example.targets[:1], 1)
+    assert drop_overlong(example, 8) == (example, 0)
+    with pytest.raises(DataError, match="turn 1 ends at token 8, beyond the context of 7"):
+        fit(student, [example], SETTINGS, context=7, output_dir=tmp_path / "a", seed=0)
+    result = fit(student, [example], SETTINGS, context=7, output_dir=tmp_path / "b", seed=0, overlong="drop")
+    assert (result.labels, result.dropped) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("example", "message"),
+    [
+        (Example(Segments((), (((1,), (2,)),)), (Target(0, (1,)),)), "empty prompt"),
+        (Example(Segments((1,), (((), (2,)),)), (Target(0, (1,)),)), "empty prompt or action"),
+        (Example(Segments((1,), (((1,), (2,)),)), (Target(1, (1,)),)), "turn 1 is empty or outside the 1 turns"),
+        (Example(Segments((1,), (((1,), (2,)),)), (Target(0, ()),)), "turn 0 is empty"),
+        (Example(Segments((1,), (((1,), (2,)),)), (Target(0, (1,), weight=0.0),)), "no label that weighs"),
+    ],
+)
+def test_a_torn_example_is_refused(example: Example, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        build_tree(example)
+
+
+# --- loss and gradients ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> str:
+    """A random Qwen3 whose layers are large enough to be quantised."""
+    config = Qwen3Config(
+        vocab_size=VOCABULARY,
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        intermediate_size=96,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        initializer_range=0.2,
+    )
+    folder = tmp_path_factory.mktemp("base")
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        Qwen3ForCausalLM(config).save_pretrained(folder)
+    return str(folder)
+
+
+def with_adapter(checkpoint: str, *, quantise: bool, trained: bool = True) -> PeftModel:
+    """An adapter as after some training: B is not zero."""
+    model = add_adapter(load_student(checkpoint, quantise=quantise), LoraSettings(rank=4, alpha=8), seed=1)
+    generator = torch.Generator().manual_seed(2)
+    for name, parameter in model.named_parameters():
+        if trained and "lora_B" in name:
+            parameter.data.normal_(0, 0.2, generator=generator)
+    return model
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["nf4", "plain"])
+def student(request, checkpoint: str) -> PeftModel:
+    return with_adapter(checkpoint, quantise=request.param)
+
+
+def one_sequence_a_label(model: PeftModel, examples: list[Example]) -> torch.Tensor:
+    """The definition, with the model as it is: sum over labels of weight * cross-entropy of its tokens."""
+    total = torch.zeros(())
+    for example in examples:
+        for target in example.targets:
+            prefix = state(example, target.turn)
+            logits = model(input_ids=torch.tensor([prefix + target.ids])).logits[0, len(prefix) - 1 : -1]
+            total = total + target.weight * cross_entropy(logits, torch.tensor(target.ids), reduction="sum")
+    return total
+
+
+def gradients(model: PeftModel, loss: torch.Tensor) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("attention", [TREE, "sdpa"])
+@pytest.mark.parametrize("head_rows", [1000, 7])
+@pytest.mark.parametrize("seeds", [(0,), (1, 2, 3), (4, 5)])
+def test_tree_equals_one_sequence_a_label(student: PeftModel, seeds, head_rows: int, attention: str) -> None:
+    examples = [random_example(seed) for seed in seeds]
+    base = student.get_base_model()
+    base.set_attn_implementation("sdpa")
+    reference = one_sequence_a_label(student, examples)
+    expected = gradients(student, reference)
+    base.set_attn_implementation(attention)
+    loss = summed_loss(base, pack([build_tree(example) for example in examples]), head_rows=head_rows)
+    found = gradients(student, loss)
+    assert loss.item() == pytest.approx(reference.item(), rel=2e-5)
+    assert len(found) == 2 * 7 * 2  # A and B of seven linear layers in two blocks
+    for name, gradient in expected.items():
+        assert gradient.abs().max() > 0, name
+        torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=2e-5 * gradient.abs().max().item())
+
+
+def test_packed_rows_and_single_labels_add_up(student: PeftModel) -> None:
+    example = random_example(6)
+    base = student.get_base_model()
+    base.set_attn_implementation(TREE)
+    whole = summed_loss(base, pack([build_tree(example)]), head_rows=100)
+    parts = summed_loss(base, pack([build_tree(single) for single in one_by_one(example)]), head_rows=100)
+    assert whole.item() == pytest.approx(parts.item(), rel=1e-5)
+
+
+def test_divisors_count_tokens_or_actions() -> None:
+    trees = [build_tree(Example(Segments((1,), (((2, 3), (4,)),)), (Target(0, (2, 3)), Target(0, (5, 6, 7)))))] * 2
+    assert divisor(trees, "token") == 10
+    assert divisor(trees, "action") == 4
+    with pytest.raises(ConfigError, match="'per_item' is unknown"):
+        divisor(trees, "per_item")
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_flex_attention_agrees_in_the_forward_pass() -> None:
+    """Unfused, as the compiled kernel needs a C++ compiler on CPU and has no backward there."""
+    row = pack([build_tree(random_example(seed, turns=30)) for seed in (1, 2)])
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(1, 2, row.tokens, 16, generator=generator) for _ in range(3))
+    blocks = block_mask(row.leave_T)
+    dense = scaled_dot_product_attention(query, key, value, attn_mask=ancestor_mask(row.leave_T))
+    assert blocks.sparsity() > 0
+    torch.testing.assert_close(flex_attention(query, key, value, block_mask=blocks), dense)
+
+
+# --- models and adapters -----------------------------------------------------------------------------------
+
+
+def test_merged_model_has_the_same_logits(student: PeftModel) -> None:
+    student.get_base_model().set_attn_implementation("sdpa")
+    ids = torch.arange(40)[None] % VOCABULARY
+    with torch.no_grad():
+        expected = student.eval()(input_ids=ids).logits
+        merged = merged_full_precision(student)
+        torch.testing.assert_close(merged(input_ids=ids).logits, expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(student(input_ids=ids).logits, expected, rtol=0, atol=0)
+        torch.testing.assert_close(student.train()(input_ids=ids).logits, expected, rtol=0, atol=0)
+    assert not any("lora" in name for name, _ in merged.named_modules())
+    assert {parameter.dtype for parameter in merged.parameters()} == {torch.float32}
+
+
+def test_adapter_comes_back_and_is_named_by_its_weights(checkpoint: str, tmp_path) -> None:
+    first = with_adapter(checkpoint, quantise=True)
+    name = save_adapter(first, tmp_path / "a")
+    again = load_adapter(load_student(checkpoint), tmp_path / "a", trainable=True)
+    assert save_adapter(again, tmp_path / "b") == name == adapter_digest(tmp_path / "a")
+    fresh = with_adapter(checkpoint, quantise=True, trained=False)
+    assert save_adapter(fresh, tmp_path / "c") != name
+    same = add_adapter(load_student(checkpoint), LoraSettings(rank=4, alpha=8), seed=1)
+    other = add_adapter(load_student(checkpoint), LoraSettings(rank=4, alpha=8), seed=2)
+    assert save_adapter(same, tmp_path / "d") == adapter_digest(tmp_path / "c")
+    assert save_adapter(other, tmp_path / "e") != adapter_digest(tmp_path / "c")
+
+
+def test_adapters_that_do_not_fit_are_refused(checkpoint: str, tmp_path) -> None:
+    with pytest.raises(DataError, match="no adapter in"):
+        load_adapter(load_student(checkpoint), tmp_path)
+    config = replace_width(load_student(checkpoint, quantise=False).config)
+    save_adapter(add_adapter(Qwen3ForCausalLM(config), LoraSettings(rank=4, alpha=8), seed=1), tmp_path)
+    with pytest.raises(DataError, match="does not fit this base"):
+        load_adapter(load_student(checkpoint), tmp_path)
+
+
+def replace_width(config: Qwen3Config) -> Qwen3Config:
+    config = copy.deepcopy(config)
+    config.hidden_size = 32
+    return config
+
+
+# --- batches and fits --------------------------------------------------------------------------------------
+
+
+def test_steps_hold_every_example_once_a_pass() -> None:
+    sizes = [30, 10, 80, 25, 25, 40, 5]
+    steps = plan_steps(sizes, passes=3, batch_tokens=60, longest_first=True, seed=5)
+    flat = [index for step in steps for index in step]
+    assert [sorted(flat[i : i + 7]) for i in (0, 7, 14)] == [list(range(7))] * 3
+    assert flat[:7] != flat[7:14]
+    assert all(sum(sizes[i] for i in step) <= 60 or len(step) == 1 for step in steps)
+    assert steps[0] == (2,)
+    assert steps == plan_steps(sizes, passes=3, batch_tokens=60, longest_first=True, seed=5)
+    assert steps != plan_steps(sizes, passes=3, batch_tokens=60, longest_first=True, seed=6)
+    assert fill([], sizes, 60) == []
+
+
+def examples_to_fit() -> list[Example]:
+    return [random_example(seed) for seed in range(12)]
+
+
+def fitted(checkpoint: str, folder, execution: Execution, progress=None) -> tuple[str, tuple]:
+    """Digest of the adapter and the log of a fit that starts from the same student every time."""
+    model = with_adapter(checkpoint, quantise=True, trained=False)
+    result = fit(
+        model,
+        examples_to_fit(),
+        SETTINGS,
+        context=200,
+        output_dir=folder,
+        seed=3,
+        execution=execution,
+        progress=progress,
+    )
+    return save_adapter(model, folder / "adapter"), result.log
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_killed_fit_goes_on_with_the_same_bits(checkpoint: str, tmp_path) -> None:
+    execution = Execution(checkpoint_every=2, progress_every_s=0)
+    whole = fitted(checkpoint, tmp_path / "whole", execution)
+    steps = len(whole[1])
+    assert steps >= 6
+    assert [entry.step for entry in whole[1]] == list(range(1, steps + 1))
+
+    def killer(line: str) -> None:
+        if f"step 5 of {steps}" in line:
+            raise Killed
+
+    with pytest.raises(Killed):
+        fitted(checkpoint, tmp_path / "cut", execution, killer)
+    torn = tmp_path / "cut" / "checkpoint-5"
+    torn.mkdir()
+    (torn / "trainer_state.json").write_text('{"global_step": ')
+    lines: list[str] = []
+    assert fitted(checkpoint, tmp_path / "cut", execution, lines.append) == whole
+    assert lines[0] == f"training goes on after step 4 of {steps}"
+    assert not torn.exists()
+
+
+KILL_SCRIPT = """
+import sys, pathlib, torch
+sys.path[:0] = sys.argv[1:3]
+torch.set_num_threads(1)
+import test_training as t
+print(t.fitted(sys.argv[3], pathlib.Path(sys.argv[4]), t.Execution(checkpoint_every=1, progress_every_s=0), print)[0])
+"""
+
+
+def test_sigkill_in_the_middle_changes_nothing(checkpoint: str, tmp_path) -> None:
+    tests = os.path.dirname(__file__)
+    script = [KILL_SCRIPT, tests, os.path.dirname(tests), checkpoint, str(tmp_path / "cut")]
+    child = subprocess.Popen([sys.executable, "-u", "-c", *script], stdout=subprocess.PIPE, text=True)
+    for line in child.stdout:
+        if "step 3 of" in line:
+            child.send_signal(signal.SIGKILL)
+            break
+    child.stdout.close()
+    assert child.wait() == -signal.SIGKILL
+    execution = Execution(checkpoint_every=1, progress_every_s=0)
+    assert fitted(checkpoint, tmp_path / "cut", execution) == fitted(checkpoint, tmp_path / "whole", execution)
+
+
+def test_rows_checkpointing_and_attention_change_last_bits_only(checkpoint: str, tmp_path) -> None:
+    def losses(name: str, **options) -> list[float]:
+        return [entry.loss for entry in fitted(checkpoint, tmp_path / name, Execution(**options))[1]]
+
+    usual = losses("usual")
+    assert usual[-1] < usual[0]
+    assert losses("rows", row_tokens=60) == pytest.approx(usual, rel=1e-3)
+    assert losses("memory", gradient_checkpointing=True, head_rows=5, attention="sdpa") == pytest.approx(
+        usual, rel=1e-3
+    )
+
+
+def test_loss_is_the_mean_that_the_normalisation_names(checkpoint: str, tmp_path) -> None:
+    examples = [random_example(1)]
+    expected = one_sequence_a_label(with_adapter(checkpoint, quantise=True, trained=False), examples).item()
+    counts = {"token": len(build_tree(examples[0]).target_P), "action": build_tree(examples[0]).actions}
+    for name, count in counts.items():
+        model = with_adapter(checkpoint, quantise=True, trained=False)
+        settings = replace(SETTINGS, normalisation=name)
+        result = fit(model, examples, settings, context=200, output_dir=tmp_path / name, seed=0, progress=None)
+        assert result.log[0].loss == pytest.approx(expected / count, rel=1e-4)
+        assert model.get_base_model().config._attn_implementation == "sdpa"
+
+
+def test_what_cannot_work_is_refused(checkpoint: str, tmp_path) -> None:
+    model = with_adapter(checkpoint, quantise=True)
+    shared = {"context": 200, "seed": 0, "progress": None}
+    with pytest.raises(ConfigError, match="none of 0 examples"):
+        fit(model, [], SETTINGS, output_dir=tmp_path / "a", **shared)
+    with pytest.raises(ConfigError, match="overlong = 'cut'"):
+        fit(model, examples_to_fit(), SETTINGS, output_dir=tmp_path / "a", overlong="cut", **shared)
+    with pytest.raises(ConfigError, match="attention 'eager' is unknown"):
+        fit(
+            model,
+            examples_to_fit(),
+            SETTINGS,
+            output_dir=tmp_path / "b",
+            execution=Execution(attention="eager"),
+            **shared,
+        )
+    with pytest.raises(DataError, match="another fit"):
+        fit(model, examples_to_fit()[:3], SETTINGS, output_dir=tmp_path / "b", **shared)
+    with pytest.raises(ConfigError, match="the loss is nan"):
+        broken = replace(random_example(0), targets=(Target(0, (1, 2), float("nan")),))
+        fit(model, [broken], SETTINGS, output_dir=tmp_path / "c", **shared)
