@@ -1,11 +1,12 @@
 """What a labelled trajectory costs as a tree, beside the plain trajectory and one sequence a label.
 
-    python benchmarks/tree.py [--lengths 1000 2000 4000] [--repeats 5] [--threads 1] [--json PATH]
+    python benchmarks/tree.py [--lengths 1000 2000 4000] [--turns 25 32 40] [--lessons 0.3] [--repeats 5]
+                              [--threads 1] [--json PATH]
 
-One forward and backward pass of the tiny student's shape (random weights, LoRA) over a random trajectory of the
-given length: actions of 11-19 tokens, observations of 40-60, 30 % of the labels lessons. The forms take turns, so
-that other work on the machine hits them alike; ratios are medians over the turns. Times are CPU seconds, which
-at one thread are what the wall clock would show on an idle core.
+One forward and backward pass of the tiny student's shape (random weights, LoRA) over a random trajectory of about
+the given length and number of turns: actions of 15 tokens on average, observations fill the rest, and a fraction of
+the labels are lessons. The forms take turns, so that other work on the machine hits them alike; ratios are medians
+over the turns. Times are CPU seconds, which at one thread are what the clock would show on an idle core.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from peft import PeftModel
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -32,21 +34,24 @@ from dagger_nb.training.mask import TREE, Row, pack
 from dagger_nb.training.model import add_adapter, load_student
 from dagger_nb.training.tree import Example, Segments, Target, as_executed, build_tree, one_by_one
 
-PROMPT, LESSONS, VOCABULARY, ROW_TOKENS = 300, 0.3, 1536, 8192
+PROMPT, ACTION, VOCABULARY, ROW_TOKENS = 200, 15, 1536, 8192
 BASELINE = "plain trajectory"
 
 
-def trajectory(length: int, rng: np.random.Generator) -> Example:
-    """A random labelled trajectory of about `length` tokens; a lesson shares its first four tokens."""
+def trajectory(length: int, turns: int, lessons: float, rng: np.random.Generator) -> Example:
+    """A random labelled trajectory; a lesson shares its first four tokens with the executed action."""
 
     def ids(count: int) -> tuple[int, ...]:
         return tuple(rng.integers(0, VOCABULARY, count).tolist())
 
-    turns = tuple((ids(rng.integers(11, 20)), ids(rng.integers(40, 61))) for _ in range((length - PROMPT) // 65))
-    lessons = rng.permutation(len(turns)) < round(LESSONS * len(turns))
-    labels = (action[:4] + ids(11) if lesson else action for (action, _), lesson in zip(turns, lessons, strict=True))
-    targets = (Target(turn, label, lesson=bool(lessons[turn])) for turn, label in enumerate(labels))
-    return Example(Segments(ids(PROMPT), turns), tuple(targets))
+    seen = (length - PROMPT) // turns - ACTION
+    pairs = tuple((ids(ACTION + rng.integers(-4, 5)), ids(seen)) for _ in range(turns))
+    differs = (rng.permutation(turns) < round(lessons * turns)).tolist()
+    targets = (
+        Target(turn, action[:4] + ids(ACTION - 4) if differs[turn] else action, lesson=differs[turn])
+        for turn, (action, _) in enumerate(pairs)
+    )
+    return Example(Segments(ids(PROMPT), pairs), tuple(targets))
 
 
 def rows(examples: Sequence[Example]) -> list[Row]:
@@ -104,9 +109,8 @@ def measure(forms: dict[str, Callable[[], float]], repeats: int, once: str) -> d
     }
 
 
-def compare(length: int, models: dict[str, PeftModel], repeats: int) -> list[dict[str, object]]:
+def compare(example: Example, models: dict[str, PeftModel], repeats: int) -> list[dict[str, Any]]:
     """One table row for each form of one trajectory; all are measured in the same turns."""
-    example = trajectory(length, np.random.default_rng(length))
     plain, tree, single = rows([as_executed(example)]), rows([example]), rows(list(one_by_one(example)))
     nf4 = models["nf4"]
     forms = {
@@ -130,7 +134,7 @@ def compare(length: int, models: dict[str, PeftModel], repeats: int) -> list[dic
     ]
 
 
-def show(table: Sequence[dict[str, object]]) -> None:
+def show(table: Sequence[dict[str, Any]]) -> None:
     first, tree, *_, single = table
     print(f"\n{first['turns']} turns, {tree['lessons']} lessons, NF4 base unless it says plain")
     for row in table:
@@ -145,6 +149,8 @@ def show(table: Sequence[dict[str, object]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--lengths", type=int, nargs="+", default=[1000, 2000, 4000])
+    parser.add_argument("--turns", type=int, nargs="+", default=[25, 32, 40], help="one for each length")
+    parser.add_argument("--lessons", type=float, default=0.3, help="fraction of the labels")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path)
@@ -155,16 +161,14 @@ def main() -> None:
         save_base(folder)
         models = {"nf4": student(folder, True), "plain": student(folder, False)}
         tables = {}
-        for length in options.lengths:
-            tables[length] = compare(length, models, options.repeats)
+        for length, turns in zip(options.lengths, options.turns, strict=True):
+            example = trajectory(length, turns, options.lessons, np.random.default_rng(length))
+            tables[length] = compare(example, models, options.repeats)
             show(tables[length])
-    versions = {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
     if options.json:
-        report = {"threads": options.threads, "repeats": options.repeats, "versions": versions, "tables": tables}
+        versions = {name: version(name) for name in ("torch", "transformers", "peft", "bitsandbytes")}
+        settings = {name: value for name, value in vars(options).items() if name != "json"}
+        report = {"settings": settings, "python": platform.python_version(), "versions": versions, "tables": tables}
         options.json.write_text(json.dumps(report, indent=1) + "\n")
 
 

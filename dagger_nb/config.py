@@ -70,6 +70,7 @@ class TaskSettings:
     test: Count
     longer: Count
     unseen: Count
+    diagnostic: Count  # of the test tasks, the first so many also sampled, with slips, and on the teacher's states
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +182,7 @@ PROFILES: Mapping[str, Mapping[str, object]] = {
         "tasks.test": 4,
         "tasks.longer": 2,
         "tasks.unseen": 2,
+        "tasks.diagnostic": 4,
         "training.passes": 1,
         "dagger.rounds": 1,
     },
@@ -190,6 +192,7 @@ PROFILES: Mapping[str, Mapping[str, object]] = {
         "tasks.test": 48,
         "tasks.longer": 24,
         "tasks.unseen": 24,
+        "tasks.diagnostic": 24,
         "training.passes": 3,
         "dagger.rounds": 3,
     },
@@ -199,6 +202,7 @@ PROFILES: Mapping[str, Mapping[str, object]] = {
         "tasks.test": 300,
         "tasks.longer": 100,
         "tasks.unseen": 100,
+        "tasks.diagnostic": 100,
         "training.passes": 3,
         "dagger.rounds": 5,
     },

@@ -24,7 +24,7 @@ from dagger_nb.recipes import Recipe, recipe
 from dagger_nb.records import Label, StopReason, Task, Trajectory, digest
 from dagger_nb.rollout import Conditions, Limits, Plan
 from dagger_nb.store import CohortRecord, RunStore, read_json, round_group, rounds_to_train_on, write_json
-from dagger_nb.students import Version, renderer_of
+from dagger_nb.students import Version, quiet, renderer_of
 from dagger_nb.tasks import tasks
 
 Log = Callable[[str], None]
@@ -66,6 +66,7 @@ class Experiment:
         self.settings, self.fleet, self.log = settings, fleet, log
         config = identity(name, settings)
         self.store = RunStore(paths.run_folder(name, settings.seed, digest(config)), config)
+        quiet()
         self.base = str(paths.checkpoint(settings.student.path))
         self.renderer = renderer_of(self.base)
 
@@ -147,8 +148,9 @@ class Experiment:
         return list(self.store.cohorts(group))[:wanted]
 
     def exam_tasks(self, exam_name: str) -> list[Task]:
-        split = _exam(exam_name).split
-        return tasks(split, getattr(self.settings.tasks, split))
+        exam, budget = _exam(exam_name), self.settings.tasks
+        beside = exam.sampled or exam.slips or exam.shadow
+        return tasks(exam.split, min(budget.diagnostic, budget.test) if beside else getattr(budget, exam.split))
 
     def grade(self, exam_name: str, *, round_: int | None = None) -> list[Grade]:
         """The verdict on each episode's patch, in task order, each in a fresh sandbox; equal patches are graded once."""

@@ -19,7 +19,7 @@ from dagger_nb.labelling import label_trajectory
 from dagger_nb.policies import teacher
 from dagger_nb.rollout import Conditions, Plan, run_cohort
 from dagger_nb.store import CohortRecord
-from dagger_nb.students import LocalStudent, Version, load_for_acting
+from dagger_nb.students import LocalStudent, Version, load_for_acting, quiet
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +78,7 @@ def _prepare() -> None:
     import torch
 
     torch.set_num_threads(1)
+    quiet()
 
 
 def run_job(job: CohortJob) -> tuple[CohortRecord, float]:

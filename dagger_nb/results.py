@@ -12,26 +12,57 @@ from pathlib import Path
 import pandas as pd
 
 from dagger_nb import paths
+from dagger_nb.config import Settings
 from dagger_nb.errors import DataError
 from dagger_nb.evaluation import diagnostics, protocol, tables
 from dagger_nb.evaluation.grades import Grade
-from dagger_nb.experiment import EXAMS, Experiment, all_labels, all_trajectories
-from dagger_nb.store import CohortRecord, write_text
+from dagger_nb.evaluation.predictions import Prediction, read_predictions
+from dagger_nb.experiment import EXAMS, Experiment, all_labels, all_trajectories, identity
+from dagger_nb.recipes import RECIPES, recipe
+from dagger_nb.records import digest
+from dagger_nb.statistics import wilson
+from dagger_nb.store import CohortRecord, read_json, round_group, write_text
 
 TURN_BINS = (0, 3, 6, 9, 12, 16, 20, 25, 30, 40)  # edges of turn indices
 
-NAMES = ("outcomes", "disagreement", "protocol", "dose", "lessons", "recovery", "slips", "fits")
+NAMES = ("outcomes", "disagreement", "protocol", "dose", "lessons", "recovery", "slips", "fits", "losses")
+
+# Which exams each recipe sits; notebooks 03 and 04 hold them and `plan` predicts them.
+_ALL = ("test", "test-teacher-states", "test-sampled", "test-slips", "longer", "unseen")
+PROGRAMME: Mapping[str, tuple[str, ...]] = {
+    "base": ("test", "test-teacher-states", "longer", "unseen"),
+    "sft": _ALL,
+    "dagger": _ALL,
+    "switch": _ALL,
+}
+
+
+def examine(experiment: Experiment) -> dict[str, pd.DataFrame]:
+    """Every table of a finished recipe: its rounds, and its exams of `PROGRAMME`; an exam without tasks is skipped."""
+    found = [training_tables(experiment)]
+    for name in PROGRAMME[experiment.recipe.name]:
+        if experiment.exam_tasks(name):
+            found.append(exam_tables(experiment, name))
+        else:
+            experiment.log(f"{experiment.recipe.name} {name}: skipped, this profile gives it no tasks")
+    return {name: pd.concat([tables[name] for tables in found if name in tables]) for name in _names_in(found)}
+
+
+def _names_in(found: Sequence[Mapping[str, pd.DataFrame]]) -> list[str]:
+    return [name for name in NAMES if any(name in tables for tables in found)]
 
 
 def training_tables(experiment: Experiment) -> dict[str, pd.DataFrame]:
-    """What a recipe's rounds were: dose, lessons and losses (tables `dose`, `lessons`, `fits`)."""
+    """What a recipe's rounds were: dose, lessons, fits, and losses by step (tables of these names)."""
     rounds = range(1, experiment.recipe.rounds + 1)
     records = [record for r in rounds for record in experiment.collect(r)]
-    fits = [_fit_row(experiment.fit_report(r), r) for r in rounds]
+    passes = experiment.settings.training.passes
+    fits = [_fit_row(experiment.fit_report(r), r) | {"passes": passes} for r in rounds]
     found = {
         "dose": protocol.realised_dose(all_trajectories(records)) if records else pd.DataFrame(),
         "lessons": protocol.lessons(all_labels(records)) if records else pd.DataFrame(),
         "fits": pd.DataFrame(fits),
+        "losses": losses(experiment),
     }
     return {name: _marked(table, experiment) for name, table in found.items() if len(table)}
 
@@ -44,13 +75,23 @@ def _fit_row(report: Mapping[str, object], round_: int) -> dict[str, object]:
     return {"round": round_, "steps": len(log), "first_loss": first, "last_loss": last} | {w: report[w] for w in wanted}
 
 
+def losses(experiment: Experiment) -> pd.DataFrame:
+    """The loss of every optimiser step (nats a token or an action), steps counted through all rounds."""
+    rows = [
+        {"round": round_, "loss": row["loss"]}
+        for round_ in range(1, experiment.recipe.rounds + 1)
+        for row in experiment.fit_report(round_)["log"]
+    ]
+    return pd.DataFrame([{"step": step} | row for step, row in enumerate(rows, start=1)])
+
+
 def exam_tables(experiment: Experiment, exam_name: str) -> dict[str, pd.DataFrame]:
     """What an exam found: outcomes, disagreement by turn, protocol errors, recovery, and slips where there were any."""
     exam, records = EXAMS[exam_name], experiment.examine(exam_name)
     if exam.shadow:
         shadows = {key: action for record in records for key, action in record.shadows.items()}
         by_turn = diagnostics.shadow_disagreement_by_turn(all_trajectories(records), shadows, bins=TURN_BINS)
-        return {"disagreement": _marked(by_turn, experiment, exam_name, states="teacher")}
+        return {"disagreement": _marked(by_turn, experiment, exam_name, states="teacher-visited")}
     grades = experiment.grade(exam_name)
     found = _judged(experiment, exam_name, records, grades)
     if exam.slips:
@@ -69,7 +110,7 @@ def _judged(
         "outcomes": tables.outcomes(
             experiment.recipe.name, experiment.settings.seed, experiment.exam_tasks(exam_name), grades
         ),
-        "disagreement": by_turn.assign(states="student"),
+        "disagreement": by_turn.assign(states="student-visited"),
         "protocol": protocol.protocol_counts(trajectories),
         "recovery": diagnostics.recovery(trajectories, labels, _verdicts(records, grades), k=5),
     }
@@ -116,3 +157,63 @@ def find(profile: str, seed: int) -> Path:
     """The results folder of a profile and seed: this machine's own, or the committed one of the study."""
     own, published = paths.result_folder(profile, seed), paths.data() / "results" / "study"
     return own if (own / "outcomes.csv").exists() else published
+
+
+def predictions(settings: Settings, exam_name: str = "test") -> dict[str, tuple[Prediction, ...]]:
+    """The final students' patches of an exam, by recipe, as this machine's runs of these settings left them."""
+    files = {name: _predictions_file(name, settings, exam_name) for name in RECIPES}
+    return {name: read_predictions(path) for name, path in files.items() if path.exists()}
+
+
+def _predictions_file(name: str, settings: Settings, exam_name: str) -> Path:
+    root = paths.run_folder(name, settings.seed, digest(identity(name, settings)))
+    rounds, student = recipe(name, settings).rounds, "base"
+    fit = root / round_group(rounds) / "adapter" / "fit.json"
+    if rounds and fit.exists():
+        student = read_json(fit)["adapter"][:12]
+    return root / "evaluation" / student / exam_name / "predictions.jsonl"
+
+
+# --- views for notebooks and figures ------------------------------------------------------------------------
+
+
+def against(differences: pd.DataFrame, baseline: str) -> pd.DataFrame:
+    """The rows of `evaluation.comparison.comparison` that involve a recipe, turned so that it is the baseline."""
+    turned = differences.rename(columns={"rate": "baseline_rate", "baseline_rate": "rate", "recipe": "baseline", "baseline": "recipe"})
+    turned = turned.assign(difference=-turned.difference, low=-turned.high, high=-turned.low)
+    both = pd.concat([differences, turned[differences.columns]])
+    return both[both.baseline == baseline].sort_values(["split", "recipe"], kind="stable").reset_index(drop=True)
+
+
+def verdict(row: Mapping[str, object]) -> str:
+    """One row of `against` in a sentence that claims no more than its interval allows."""
+    sign = "beats" if row["low"] > 0 else "loses to" if row["high"] < 0 else "is not told apart from"
+    return (
+        f"{row['split']}: {row['recipe']} {sign} {row['baseline']}: {100 * row['difference']:+.1f} points "
+        f"[{100 * row['low']:+.1f}, {100 * row['high']:+.1f}], McNemar p = {row['p_pooled']:.2g}, {row['tasks']} tasks x "
+        f"{row['seeds']} seeds, would be seen from {100 * row['detectable']:.1f} points"
+    )
+
+
+def over_seeds(table: pd.DataFrame, by: Sequence[str], *, hits: str, count: str, units: str) -> pd.DataFrame:
+    """Shares pooled over training seeds: sums of `hits` and `count`, and `share` with low and high (95 %).
+
+    The seeds of a task hang together. Several seeds therefore get Wilson's interval on the `units` of one seed
+    (their mean), as if further seeds and turns told nothing new: too wide rather than too narrow. A single
+    seed keeps the interval that the table has.
+    """
+    if table.seed.nunique() == 1:
+        return table
+    rows = []
+    for key, part in table.groupby(list(by), sort=False):
+        total, seen = int(part[hits].sum()), int(part[count].sum())
+        found = {hits: total, count: seen, units: int(part[units].mean()), "seeds": part.seed.nunique()}
+        rows.append(dict(zip(by, key, strict=True)) | found | _pooled(total, seen, part[units].mean()))
+    return pd.DataFrame(rows)
+
+
+def _pooled(hits: int, count: int, units: float) -> dict[str, float]:
+    if not count:
+        return {"share": float("nan"), "low": float("nan"), "high": float("nan")}
+    low, high = wilson(hits / count * units, units)
+    return {"share": hits / count, "low": low, "high": high}

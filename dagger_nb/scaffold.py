@@ -116,7 +116,8 @@ def parse(text: str) -> Action:
         return _malformed(text, "no <tool_call> in the reply" if not calls else "more than one <tool_call> in the reply")
     try:
         call = json.loads(calls[0])
-    except ValueError:
+        json.dumps(call, ensure_ascii=False).encode()  # half a surrogate pair is no text that can be kept
+    except (ValueError, RecursionError):
         return _malformed(text, "the tool call is not valid JSON")
     if not isinstance(call, dict) or not isinstance(call.get("arguments", {}), dict):
         return _malformed(text, "the tool call is not an object with name and arguments")
@@ -194,7 +195,7 @@ def _edit(arguments: Mapping[str, Any], sandbox: Sandbox) -> str:
 
 
 def _view(arguments: Mapping[str, Any], sandbox: Sandbox) -> str:
-    lines = sandbox.read(arguments["path"]).splitlines()
+    lines = _lines(sandbox.read(arguments["path"]))
     bounds = arguments.get("view_range", [1, -1])
     if len(bounds) != 2 or not all(type(bound) is int for bound in bounds):
         return "ERROR: view_range must be [first, last]"
@@ -221,13 +222,19 @@ def _str_replace(arguments: Mapping[str, Any], sandbox: Sandbox) -> str:
 
 
 def _insert(arguments: Mapping[str, Any], sandbox: Sandbox) -> str:
-    lines = sandbox.read(arguments["path"]).splitlines(keepends=True)
+    lines = _lines(sandbox.read(arguments["path"]))
     at = arguments["insert_line"]
     if not 0 <= at <= len(lines):
         return f"ERROR: insert_line {at} is outside 0..{len(lines)}"
-    text = "".join(lines[:at]) + arguments["new_str"].rstrip("\n") + "\n" + "".join(lines[at:])
-    sandbox.write(arguments["path"], text)
+    lines.insert(at, arguments["new_str"].rstrip("\n"))
+    sandbox.write(arguments["path"], "\n".join(lines) + "\n")
     return "File edited."
+
+
+def _lines(text: str) -> list[str]:
+    """Lines as grep and sed count them: a form feed or a carriage return ends none."""
+    lines = text.split("\n")
+    return lines if lines[-1] else lines[:-1]
 
 
 _EDITS: Mapping[str, Callable[[Mapping[str, Any], Sandbox], str]] = {

@@ -198,16 +198,16 @@ def smallest_detectable_difference(
     0.058
 
     Raises:
-        ConfigError: a share is not in (0, 1) (discordance: (0, 1]), or a count is below 1.
+        ConfigError: a share is not in (0, 1) (discordance: [0, 1]), or a count is below 1.
     """
     if n_tasks < 1 or seeds < 1:
         raise ConfigError(f"n_tasks and seeds must be >= 1, not {n_tasks} and {seeds}")
-    if not 0 < discordance <= 1:
-        raise ConfigError(f"discordance must lie in (0, 1], not {discordance}")
+    if not 0 <= discordance <= 1:
+        raise ConfigError(f"discordance must lie in [0, 1], not {discordance}")
     n, z_a = n_tasks * seeds, norm.isf(_inside("alpha", alpha) / 2)
     z_b = norm.ppf(_inside("power", power))
     inner = n + z_b**2 - z_a**2
-    if inner < 0:
+    if inner < 0 or discordance == 0:
         return math.inf
     found = math.sqrt(discordance) * (z_a * math.sqrt(n) + z_b * math.sqrt(inner)) / (n + z_b**2)
     return float(found) if found <= discordance else math.inf

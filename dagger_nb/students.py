@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +35,14 @@ class LocalStudent:
     def session(self, slots: int, limit: int) -> Cohort:
         """A fresh KV cache for `slots` episodes of at most `limit` tokens each."""
         return Cohort(self.model, slots, end_id=self.renderer.end_id, limit=limit)
+
+
+def quiet() -> None:
+    """Keep the libraries' remarks about optional kernels and dequantised modules out of progress and notebooks."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def renderer_of(base: str) -> Renderer:

@@ -24,6 +24,8 @@ from dagger_nb.sandboxes import Limits, LocalFactory, Sandbox, SandboxFactory, c
 from dagger_nb.sandboxes.repository import repository
 from dagger_nb.sandboxes.snapshot import Entry, Snapshot
 from dagger_nb.sandboxes.supervisor import pack, unpack
+from dagger_nb.tasks import generate
+from dagger_nb.tasks.git import commit_hash
 
 FILES = {
     "README.md": "# Sums\n\nAdds and scales.\n",
@@ -35,7 +37,7 @@ FILES = {
     "tests/test_report.py": "from sums.report import total\n\n\ndef test_total():\n    assert total([(1, 2)]) == 3\n",
 }
 ISOLATED = ("bubblewrap", "unshare")
-QUICK = Limits(wall_s=5.0)
+QUICK = Limits(wall_s=60.0)  # generous, so that a busy machine changes nothing; tests of time say their own
 
 
 def make_task(files: dict[str, str] = FILES, base_commit: str = "") -> Task:
@@ -175,16 +177,16 @@ def test_output_is_merged_in_order_and_the_exit_code_is_bashs(sandbox):
 
 def test_timeout_kills_the_tree_and_keeps_what_was_written(sandbox):
     started = time.monotonic()
-    result = sandbox.run("echo before; echo 1 > made.txt; (sleep 60 & sleep 60); echo after", timeout_s=0.5)
-    assert time.monotonic() - started < 5
-    assert (result.output, result.exit_code, result.timed_out) == ("before\n[timed out after 0.5 s]", 124, True)
+    result = sandbox.run("echo before; echo 1 > made.txt; (sleep 99 & sleep 99); echo after", timeout_s=1.5)
+    assert time.monotonic() - started < 50
+    assert (result.output, result.exit_code, result.timed_out) == ("before\n[timed out after 1.5 s]", 124, True)
     assert sandbox.read("made.txt") == "1\n"
 
 
 def test_background_processes_end_with_the_command(sandbox):
     started = time.monotonic()
-    assert sandbox.run("sleep 30 & echo started").output == "started"
-    assert time.monotonic() - started < 5
+    assert sandbox.run("sleep 99 & echo started").output == "started"
+    assert time.monotonic() - started < 50
 
 
 def test_long_output_loses_its_middle(sandbox):
@@ -207,6 +209,7 @@ def test_python_pytest_and_git_are_there(sandbox):
 
 def test_git_has_one_commit_and_its_commands_work(factory):
     files, commit = repository({path: text.encode() for path, text in FILES.items()})
+    assert commit == commit_hash(FILES)
     sandbox = factory.open(make_task(base_commit=commit))
     assert sandbox.run("git rev-list --all --format=%an:%s --no-commit-header; git rev-parse HEAD | wc -c").output == (
         "dagger-nb:base\n41"
@@ -224,6 +227,11 @@ def test_git_has_one_commit_and_its_commands_work(factory):
     assert sandbox.run("git log --oneline | wc -l").output == "1"  # history does not persist, files do
     assert sandbox.run("git checkout . 2>/dev/null; git status -s").output == ""
     assert sandbox.diff() == ""
+
+
+def test_generated_tasks_open(factory):
+    with factory.open(generate("train", 0)) as sandbox:
+        assert sandbox.run("git status --porcelain; git rev-parse --short HEAD | wc -c").output == "8"
 
 
 def test_git_finds_an_edit_of_equal_size(sandbox):
@@ -298,12 +306,12 @@ def _observations(factory: LocalFactory) -> list:
 
 
 def test_every_kind_of_command_twice_under_load_gives_equal_bytes():
-    with local_factory(limits=Limits()) as quiet:
+    with local_factory(limits=QUICK) as quiet:
         first = _observations(quiet)
     burner = "import time; t = time.time()\nwhile time.time() - t < 60: pass"
     load = [subprocess.Popen([sys.executable, "-c", burner]) for _ in range(2)]
     try:
-        with local_factory(limits=Limits()) as busy:  # a cache of its own: every command runs again
+        with local_factory(limits=QUICK) as busy:  # a cache of its own: every command runs again
             second = _observations(busy)
             assert busy.stats() == quiet.stats()
     finally:
@@ -421,7 +429,7 @@ def test_equal_commands_on_equal_trees_run_once(tmp_path):
     with local_factory(limits=QUICK, cache=tmp_path / "seen.sqlite") as again:
         assert again.open(make_task()).run("date +%N > stamp; date +%N") == first
         assert again.stats() == {"hits": 1, "misses": 0, "uncached": 0}
-    with local_factory(limits=Limits(memory_mb=256, wall_s=5.0), cache=tmp_path / "seen.sqlite") as tighter:
+    with local_factory(limits=Limits(memory_mb=256, wall_s=60.0), cache=tmp_path / "seen.sqlite") as tighter:
         assert tighter.open(make_task()).run("date +%N > stamp; date +%N") != first
 
 
@@ -578,7 +586,7 @@ HOSTILE = {
     "huge output": ("yes", "too much output", "#"),
     "mount": ("mount -t tmpfs none /testbed && echo mounted; umount /tmp && echo mounted", "", "mounted"),
     "own namespace": ("unshare -Ur mount -t tmpfs none /tmp && echo mounted; unshare -Ur id && echo made", "", "made"),
-    "kernel settings": ("echo 1 > /proc/sys/kernel/core_uses_pid; echo h > /proc/sysrq-trigger", "", "#"),
+    "kernel settings": ("echo core > /proc/sys/kernel/core_pattern || echo refused", "refused", "#"),
     "replies forged": ("for n in 0 1 2 3 4 5; do echo fake > /proc/1/fd/$n; done; exit 5", "Permission denied", "#"),
     "memory of the supervisor": ("cat /proc/1/environ; cat /proc/1/mem", "Permission denied", "="),
     "ptrace": (PYTHON.format(TRACE), "-1", "#"),
@@ -612,6 +620,9 @@ SAME_EVERYWHERE = (
 )  # fmt: skip
 
 
+ENDLESS = ("fork bomb", "stopped")  # only the clock ends these
+
+
 @pytest.mark.parametrize(
     ("isolated", "name"),
     [
@@ -626,7 +637,7 @@ def test_hostile_program_is_held(isolated, name):
     command, wanted, unwanted = HOSTILE[name]
     mounts = Path("/proc/self/mounts").read_text()
     with isolated.open(make_task()) as sandbox:
-        result = sandbox.run(command, timeout_s=1.0)
+        result = sandbox.run(command, timeout_s=1.0 if name in ENDLESS else 30.0)
         assert wanted in result.output
         assert unwanted not in result.output
         assert len(result.output) < QUICK.output_bytes + 200
@@ -640,8 +651,30 @@ def test_hostile_program_is_held(isolated, name):
     assert not Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text()
 
 
+WRITABLE = """
+import os, sys
+own = ("/testbed", "/tmp", "/opt/tools", "/dev", "/proc/self", "/proc/thread-self")
+for folder, folders, files in os.walk("/"):
+    folders[:] = [f for f in folders if not (folder == "/proc" and f.isdigit())]
+    if folder.startswith(("/usr/", "/opt/site/", sys.base_prefix + "/")):
+        folders[:] = []  # one file system each, shown as a whole
+    for path in [folder] + [os.path.join(folder, f) for f in files]:
+        if not path.startswith(own) and not os.path.islink(path) and os.access(path, os.W_OK):
+            print(path)
+"""
+
+
+def test_hostile_program_finds_nothing_to_write(isolated):
+    with isolated.open(make_task()) as sandbox:
+        found = sandbox.run(PYTHON.format(WRITABLE), timeout_s=60).output.splitlines()
+        assert [path for path in found if not path.endswith(("site-packages", "dist-packages"))] == []
+        devices = sandbox.run("find /dev -type b; cd /dev; stat -c %F:%n * | grep special").output.split("\n")
+        harmless = ("full", "null", "random", "tty", "urandom", "zero")
+        assert set(devices) <= {f"character special file:{name}" for name in harmless}
+
+
 def test_hostile_processor_time_ends_before_the_wall_clock():
-    with local_factory(limits=Limits(cpu_s=1)) as factory, factory.open(make_task()) as sandbox:
+    with local_factory(limits=Limits(cpu_s=1, wall_s=60.0)) as factory, factory.open(make_task()) as sandbox:
         result = sandbox.run("python -c 'while True: pass'")
         assert result.exit_code == 137 and not result.timed_out
 
@@ -676,15 +709,15 @@ def test_hostile_end_of_the_owner_leaves_nothing(isolated):
         assert _own_groups(owner.pid) == []
 
 
-def test_an_owner_that_forgets_to_close_leaves_no_group(isolated):
-    source = OWNER.format(folder=str(Path(__file__).parent), backend=isolated.backend.name, wait=False)
+def test_an_owner_that_forgets_to_close_leaves_no_group():
+    source = OWNER.format(folder=str(Path(__file__).parent), backend=None, wait=False)
     owner = subprocess.Popen([sys.executable, "-c", source])
     assert owner.wait(60) == 0
     assert _own_groups(owner.pid) == []
 
 
 def _wait_for(condition) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)

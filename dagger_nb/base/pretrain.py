@@ -44,7 +44,7 @@ class Recipe:
     block: int = 512  # tokens of a row
     rows: int = 16  # rows of a step; one step in `long_every` joins them eight by eight, for long positions
     long_every: int = 8
-    steps: int = 2200
+    steps: int = 2000
     muon_rate: float = 0.02
     adam_rate: float = 3e-3
     warmup: int = 50

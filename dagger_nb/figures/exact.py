@@ -74,7 +74,7 @@ def occupancy(visits: Mapping[str, ArrayLike]) -> Figure:
         axes.grid(visible=False)
     panels[0].set_ylabel("probability")
     names = ["on the path", *(f"{state} beside" for state in range(1, states))]
-    legend(figure, [Patch(color=colour, label=name) for colour, name in zip(colours, names, strict=True)], columns=5)
+    legend(figure, [Patch(color=colour, label=name) for colour, name in zip(colours, names, strict=True)], columns=6)
     caption(figure, "Distribution over the states of the cliff walk by turn. Computed, not sampled: no intervals.")
     return figure
 
@@ -91,7 +91,9 @@ def theory_disagreement(own: Mapping[str, Sequence[float]], teachers: Mapping[st
     for axes, title, curves in zip(panels, ("teacher-visited", "student-visited"), (teachers, own), strict=True):
         for recipe in in_order(curves):
             look = style(recipe)
-            (handles[recipe],) = axes.plot(curves[recipe], color=look.colour, linestyle=look.line, label=look.label)
+            (handles[recipe],) = axes.plot(
+                curves[recipe], color=look.colour, linestyle=look.line, label=look.label, zorder=look.zorder
+            )
         axes.set_title(f"{title} states")
         axes.set_xlabel("turn")
     panels[0].set_ylim(bottom=0)

@@ -161,13 +161,7 @@ def stop_reasons(table: pd.DataFrame) -> Figure:
     recipes = in_order(totals.index)
     totals = totals.loc[recipes]
     figure, (axes,) = canvas(1.9 + 0.45 * len(recipes))
-    left, handles = np.zeros(len(recipes)), []
-    for reason, (label, colour, hatch) in _STOPS.items():
-        share = (totals[f"stop_{reason.value}"] / totals.episodes).to_numpy()
-        if share.any():
-            axes.barh(recipes, share, left=left, color=colour, hatch=hatch, edgecolor="white", linewidth=0.5)
-            handles.append(Patch(facecolor=colour, hatch=hatch, edgecolor="white", label=label))
-        left = left + share
+    handles = _stacked(axes, totals)
     ends = np.array([wilson(k, n) for k, n in zip(totals.stop_finish, totals.episodes, strict=True)])
     submitted = (totals.stop_finish / totals.episodes).to_numpy()
     reach = np.abs(ends.T - submitted)
@@ -195,6 +189,19 @@ def _rates_figure(table: pd.DataFrame, group: str, ylabel: str, text: str) -> Fi
     legend(figure, handles, columns=6)
     caption(figure, text)
     return figure
+
+
+def _stacked(axes: Axes, totals: pd.DataFrame) -> list[Artist]:
+    """One bar a row, filled by the shares of the stop reasons; the legend handles of those that occur."""
+    left, handles = np.zeros(len(totals)), []
+    for reason, (label, colour, hatch) in _STOPS.items():
+        share = (totals[f"stop_{reason.value}"] / totals.episodes).to_numpy()
+        if share.any():
+            rows = range(len(totals))
+            axes.barh(rows, share, left=left, color=colour, hatch=hatch, edgecolor="white", linewidth=0.5)
+            handles.append(Patch(facecolor=colour, hatch=hatch, edgecolor="white", label=label))
+        left = left + share
+    return handles
 
 
 def _grouped(axes: Axes, table: pd.DataFrame, groups: Sequence[str], group: str, value: str) -> list[Artist]:

@@ -8,8 +8,9 @@ from matplotlib import rc_context
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MultipleLocator
 
-from dagger_nb.figures.style import GREY, RC, canvas, caption, in_order, legend, need, style
+from dagger_nb.figures.style import GREY, RC, canvas, caption, counts, in_order, legend, need, style
 from dagger_nb.statistics import wilson
 
 SCALING_TASKS = 100  # of either set in the scaling chart: the SWE-Gym holdout and "Verified-100"
@@ -38,10 +39,11 @@ def paper_results(df: pd.DataFrame) -> Figure:
     panels[0].set_yticks(range(len(rows)), [f"{model}  {style(method).label}" for model, method in rows])
     panels[0].set_ylim(len(rows) - 0.5, -0.5)
     blank = [f"{model} {style(method).label}" for model, method in rows if _blank(df, model, method)]
+    said = f"Not known, left blank: {', '.join(blank)}. " if blank else ""
     caption(
         figure,
         f"Resolve rates as the paper prints them, one greedy run a model; bars: 95 % Wilson intervals computed here "
-        f"from the rate and n. {'Not known, left blank: ' + ', '.join(blank) + '.' if blank else ''} {_SOURCE}",
+        f"from the rate and n = {counts(df.n)} tasks a set. {said}{_SOURCE}",
     )
     return figure
 
@@ -65,15 +67,17 @@ def paper_scaling(df: pd.DataFrame) -> Figure:
             handles[recipe] = _scaling_line(axes, rows.x + _APART * place, rows.y, recipe)
         axes.set_title(name)
         axes.set_xlabel("trajectories times passes")
+        axes.xaxis.set_major_locator(MultipleLocator(3000))
     panels[0].set_ylim(bottom=0)
     panels[0].set_ylabel("resolved (%)")
     legend(figure, [handles[recipe] for recipe in in_order(handles)])
     blanks = int(df.y.isna().sum())
+    said = f"Points not known, left blank: {blanks}. " if blanks else ""
     caption(
         figure,
-        f"Scaling of the 4B student, read off the authors' chart: x to +-5 trajectories (less than a marker), y "
-        f"exact to the percent; methods are set apart by {_APART} so that bars do not cover each other. Bars: 95 % Wilson intervals computed here, n = {SCALING_TASKS} tasks; one greedy "
-        f"run a point. {f'{blanks} points are not known and left blank. ' if blanks else ''}{_SOURCE}",
+        f"Scaling of the 4B student, read off the authors' chart: x to +-5 trajectories (less than a marker), y exact "
+        f"to the percent; methods are set apart by {_APART} so that no bar covers another. Bars: 95 % Wilson "
+        f"intervals computed here, n = {SCALING_TASKS} tasks; one greedy run a point. {said}{_SOURCE}",
     )
     return figure
 

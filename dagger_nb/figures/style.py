@@ -52,6 +52,11 @@ class Style:
     marker: str
     line: str | tuple[int, tuple[int, ...]]
 
+    @property
+    def zorder(self) -> float:
+        """Broken lines lie above the unbroken one, so that curves which coincide are all seen."""
+        return 2.0 if self.line == "-" else 2.1
+
 
 STYLES = {
     "base": Style("base", SKY, "s", ":"),
@@ -128,7 +133,9 @@ def band(axes: Axes, x: ArrayLike, value: ArrayLike, low: ArrayLike, high: Array
     """A line with markers and its interval as a band."""
     look = style(recipe)
     axes.fill_between(x, np.asarray(low, float), np.asarray(high, float), color=look.colour, alpha=0.18, linewidth=0)
-    (line,) = axes.plot(x, value, color=look.colour, marker=look.marker, linestyle=look.line, label=look.label)
+    (line,) = axes.plot(
+        x, value, color=look.colour, marker=look.marker, linestyle=look.line, label=look.label, zorder=look.zorder
+    )
     return line
 
 

@@ -9,7 +9,9 @@ The teacher never uses the state of the files, only what the history has shown:
 * damage counts once a test, a diff or a listing has shown it: an edit after which the first failure is the
   same as before (or a new failure appears) leads to `git diff`; a wrong hunk or a damaged function that is
   on the screen leads to `git checkout` of that file; when nothing explains a failure everything is reset;
-* after a failed `str_replace` it views the lines again and then replaces by line number with `sed`.
+* files may be left behind by any command but a replacement: before it finishes it then lists them, and cleans;
+* after a failed `str_replace` it views the lines again and then replaces by line number with `sed`;
+* nothing is done again in vain: where a look showed nothing, or a change did not hold, it takes the next way.
 """
 
 from __future__ import annotations
@@ -26,16 +28,23 @@ NAME = "oracle-1"
 
 RUN_TESTS = "python -m pytest"
 SHOW_DIFF = "git diff -U0"
-RESET_ALL = "git checkout . && git clean -fdxq"
+SHOW_NEW_FILES = "git status --short"
+CLEAN = "git clean -fdxq"
+RESET_ALL = f"git checkout . && {CLEAN}"
 EXPLAIN_IMPORT = "python -c 'import {module}' 2>&1 | tail -3"
 WINDOW = 8  # lines of a view after the first: no generated function is longer
 
 _READ_ONLY = re.compile(
-    r"(grep|cat|ls|head|tail|wc|pwd|echo|git (diff|status|log|show)|python -m pytest)\b[^>|;&`$]*$"
-    r"|python -c 'import [\w.]+' 2>&1 \| tail -3$"
+    r"(grep|cat|ls|head|tail|wc|pwd|echo|git (diff|status|log|show)|python -m pytest)\b[^<>|;&`$\n]*"
+    r"|python -c 'import [\w.]+' 2>&1 \| tail -3"
 )
+_LEAVES_NO_FILE = re.compile(r'git checkout [^<>|;&`$\n]*|sed -i "\d+s\|[^|"]*\|[^|"]*\|" \S+')
+_CUT = re.compile(r"^\.\.\. \d+ characters cut \.\.\.$", re.MULTILINE)
 _FAILURE = re.compile(r"^(FAILED|ERROR) ([^\s]+)", re.MULTILINE)
-_IMPORT_LINE = re.compile(r'File "/testbed/([^"]+)", line (\d+), in <module>\n\s+(.*)\nImportError: cannot import name \'(\w+)\'')
+_IMPORT_LINE = re.compile(
+    r'File "/testbed/([^"]+)", line (\d+), in <module>\n\s+(.*)\nImportError: cannot import name \'(\w+)\''
+)
+IN_VAIN = 3  # times that the same change may be needed before everything is reset
 _DONE = re.compile(r"^=*\s*\d+ (?:passed|failed|errors?)\b", re.MULTILINE)
 
 
@@ -59,6 +68,7 @@ class _Gold:
     edits: tuple[Edit, ...]
     calls: Mapping[str, tuple[str, ...]]
     functions: Mapping[str, tuple[str, ...]]  # name -> its lines in the repaired tree
+    paths: frozenset[str]
 
 
 _KNOWN: OrderedDict[tuple[str, str], _Gold] = OrderedDict()
@@ -83,7 +93,7 @@ def _work_out(task: Task) -> _Gold:
         lines[edit.line - 1] = edit.new
         repaired[edit.path] = "\n".join(lines)
     calls = call_graph(repaired)
-    return _Gold(edits, calls, {name: _lines_of(repaired, name) for name in calls})
+    return _Gold(edits, calls, {name: _lines_of(repaired, name) for name in calls}, frozenset(repaired))
 
 
 def _lines_of(files: Mapping[str, str], function: str) -> tuple[str, ...]:
@@ -110,12 +120,15 @@ class _Reading:
         if shown is not None:
             wrong = self._wrong_path(shown)
             if wrong:
-                return self._bash("This change is wrong. Undo it.", f"git checkout -- {wrong}")
+                return self._if_it_holds(self._bash("This change is wrong. Undo it.", f"git checkout -- {wrong}"))
+            if _CUT.search(shown):
+                return self._bash("Too much has changed. Start again.", RESET_ALL)
         if not failures:
             return self._close(shown)
         if shown is None and self._damage_shown(failures):
             return self._bash("That did not help. See what changed.", SHOW_DIFF)
-        return self._next_step(failures[0]) or self._lost(shown)
+        step = self._next_step(failures[0])
+        return self._lost(shown) if step is None or self._looked_already(step) else self._if_it_holds(step)
 
     def _run_tests(self) -> Action:
         if self.turns and _command(self.turns[-1]) == RUN_TESTS:  # and it did not end in a summary
@@ -125,12 +138,32 @@ class _Reading:
     def _close(self, shown: str | None) -> Action:
         if shown is None and self.changes:
             return self._bash("All pass. Check the diff.", SHOW_DIFF)
+        if self._may_have_left_files():
+            listed = self._latest(lambda turn: _command(turn) == SHOW_NEW_FILES)
+            if listed is None:
+                return self._bash("Are there new files?", SHOW_NEW_FILES)
+            if re.search(r"^\?\? ", self.turns[listed].observation, re.MULTILINE):
+                return self._bash("Remove the new files.", CLEAN)
         return Action("Done.", "finish", {})
 
     def _lost(self, shown: str | None) -> Action:
         if shown is None:
             return self._bash("Nothing here is wrong. See what changed.", SHOW_DIFF)
         return self._bash("Start again from a clean tree.", RESET_ALL)
+
+    def _looked_already(self, step: Action) -> bool:
+        """Whether the step was taken since the last test run or failed edit; it would show the same again."""
+        failed = self._latest(_is_failed_edit)
+        start = self.runs[-1] if failed is None else failed
+        return any(turn.action.same_call(step) for turn in self.turns[start + 1 :])
+
+    def _if_it_holds(self, step: Action) -> Action:
+        """The step, or a reset where it was the last change, or was made `IN_VAIN` times since the last reset."""
+        resets = [t for t in self.changes if _command(self.turns[t]) == RESET_ALL]
+        since = [self.turns[t].action for t in self.changes if not resets or t > resets[-1]]
+        if sum(action.same_call(step) for action in since) < IN_VAIN and not (since and since[-1].same_call(step)):
+            return step
+        return self._bash("It does not hold. Start again.", RESET_ALL)
 
     # -- from a failure to the wrong line
 
@@ -167,12 +200,15 @@ class _Reading:
         body = numbered[: len(self.gold.functions[name])]
         if [text for _, text in body] == list(self.gold.functions[name]):
             return None
-        return self._repair_shown(path, line, t, dict(body))
+        edits = [edit for edit in self.gold.edits if edit.function == name and _same_path(path, edit.path)]
+        return self._repair_shown(path, line, t, body, edits)
 
-    def _repair_shown(self, path: str, line: int, viewed_at: int, numbered: dict[int, str]) -> Action:
-        for edit in self.gold.edits:
-            for number, text in numbered.items():
-                if _same_path(path, edit.path) and text == edit.old:
+    def _repair_shown(
+        self, path: str, line: int, viewed_at: int, body: Sequence[tuple[int, str]], edits: Sequence[Edit]
+    ) -> Action:
+        for edit in edits:
+            for number, text in body:
+                if text == edit.old:
                     return self._replace(path, line, viewed_at, number, edit)
         return self._bash("This was damaged. Restore it.", f"git checkout -- {_relative(path)}")
 
@@ -216,30 +252,25 @@ class _Reading:
     def _definition(self, short: str) -> tuple[str, int] | None:
         pattern = re.compile(rf"^(/testbed/[^:\n]+):(\d+):\s*def {short}\(", re.MULTILINE)
         for _, turn in self._since_run():
-            match = pattern.search(turn.observation)
-            if match:
-                return match[1], int(match[2])
+            for path, line in pattern.findall(turn.observation):
+                if _relative(path) in self.gold.paths:
+                    return path, int(line)
         return None
 
     def _view_of(self, path: str, line: int, length: int) -> tuple[int, list[tuple[int, str]]] | None:
         """Turn and (number, text) rows from `line` on of the latest view of `path` that shows the whole function."""
         for t, turn in reversed(list(self._since_run())):
-            arguments = turn.action.arguments
-            if arguments.get("command") != "view" or not _same_path(arguments["path"], path):
+            if not _shows(turn, path):
                 continue
             rows = [row for row in _numbered(turn.observation) if row[0] >= line]
-            asked = arguments.get("view_range", [1, -1])[-1]
+            asked = turn.action.arguments.get("view_range", [1, -1])[-1]
             if rows and rows[0][0] == line and (len(rows) >= length or asked == -1 or asked >= line + WINDOW):
                 return t, rows
         return None
 
     def _failed_edit_at(self, path: str) -> int | None:
         """The last turn since the test run at which an edit of `path` failed."""
-        return self._latest(
-            lambda turn: _is_edit(turn)
-            and turn.observation.startswith("ERROR")
-            and _same_path(turn.action.arguments["path"], path)
-        )
+        return self._latest(lambda turn: _is_failed_edit(turn) and _same_path(turn.action.arguments["path"], path))
 
     def _shown_diff(self) -> str | None:
         """The latest diff shown since the last test run (nothing has changed since that run)."""
@@ -251,9 +282,20 @@ class _Reading:
         wanted = {(edit.path, edit.old, edit.new) for edit in self.gold.edits}
         for path, removed, added in _hunks(diff):
             pairs = zip(removed, added, strict=False)
-            if len(removed) != len(added) or any((path, old, new) not in wanted for old, new in pairs):
+            if not removed or len(removed) != len(added) or any((path, old, new) not in wanted for old, new in pairs):
                 return path
         return None
+
+    def _may_have_left_files(self) -> bool:
+        """Whether a change since the last cleaning was of a kind that can make new files."""
+        for t in reversed(self.changes):
+            command = _command(self.turns[t])
+            if command in (CLEAN, RESET_ALL):
+                return False
+            made = self.turns[t].action.arguments["command"] == "create"
+            if made or command and not _LEAVES_NO_FILE.fullmatch(command):
+                return True
+        return False
 
     def _damage_shown(self, failures: Sequence[Failure]) -> bool:
         """Whether tests show that a change since the run before was wrong (not a gold edit and no restoring)."""
@@ -302,11 +344,22 @@ def _command(turn: Turn) -> str:
 
 
 def _is_test_run(turn: Turn) -> bool:
-    return _command(turn) in (RUN_TESTS, RUN_TESTS + " -q") and bool(_DONE.search(turn.observation))
+    return _command(turn) == RUN_TESTS and bool(_DONE.search(turn.observation))
 
 
 def _is_edit(turn: Turn) -> bool:
     return turn.action.tool == "str_replace_editor" and turn.action.arguments["command"] != "view"
+
+
+def _is_failed_edit(turn: Turn) -> bool:
+    return _is_edit(turn) and turn.observation.startswith("ERROR")
+
+
+def _shows(turn: Turn, path: str) -> bool:
+    """Whether a turn is a view of the file that worked and was not cut."""
+    arguments, seen = turn.action.arguments, turn.observation
+    asked = arguments.get("command") == "view" and _same_path(arguments["path"], path)
+    return asked and not seen.startswith("ERROR") and not _CUT.search(seen)
 
 
 def _may_change(turn: Turn) -> bool:
@@ -314,7 +367,7 @@ def _may_change(turn: Turn) -> bool:
     if _is_edit(turn):
         return not turn.observation.startswith("ERROR")
     command = _command(turn)
-    return bool(command) and not _READ_ONLY.match(command) and command not in (RUN_TESTS, SHOW_DIFF)
+    return bool(command) and not _READ_ONLY.fullmatch(command)
 
 
 def _failures(observation: str) -> list[Failure]:
@@ -327,8 +380,9 @@ def _numbered(observation: str) -> list[tuple[int, str]]:
 
 
 def _hunks(diff: str) -> Iterator[tuple[str, list[str], list[str]]]:
-    """(path, removed lines, added lines) of each hunk of a `git diff -U0`."""
-    for part in re.split(r"^diff --git ", diff, flags=re.MULTILINE)[1:]:
+    """(path, removed lines, added lines) of each hunk of a `git diff -U0`; of a cut one, those before the cut."""
+    whole = diff if not _CUT.search(diff) else _CUT.split(diff)[0].rpartition("\n@@")[0]
+    for part in re.split(r"^diff --git ", whole, flags=re.MULTILINE)[1:]:
         path = re.match(r"a/(\S+)", part)[1]
         for hunk in re.split(r"^@@", part, flags=re.MULTILINE)[1:] or [""]:
             lines = hunk.split("\n")[1:]

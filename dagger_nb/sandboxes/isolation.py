@@ -17,7 +17,9 @@ from dagger_nb.sandboxes.view import TOOLS, View, view
 
 _NEW = "/sys"  # util-linux: becomes the new root, inside the namespace only; nothing we show lies there
 _DEVICES = ("null", "zero", "full", "random", "urandom")
-_COVERED = ("sys", "sysrq-trigger", "irq", "bus")  # of /proc: host root may write there whatever its capabilities
+# Of /proc, shown read-only: where dagger-nb runs as root, the user inside is the host's root without its
+# capabilities, and by its file modes alone such a user may still write kernel settings.
+_COVERED = ("acpi", "bus", "dynamic_debug", "fs", "irq", "mtrr", "pressure", "scsi", "sys", "sysrq-trigger", "tty")
 
 # Flags up and running for the loopback interface, as bubblewrap sets them; `ip` need not be installed.
 _LOOPBACK = 'import fcntl,socket,struct;fcntl.ioctl(socket.socket(),0x8914,struct.pack("16sh",b"lo",65))'
@@ -50,13 +52,10 @@ class Backend:
 
     name: str
     program: str
+    isolates: bool
     wrap: Callable[[list[str], int, int], list[str]]
     protections: dict[str, str]
     advice: str
-
-    @property
-    def isolates(self) -> bool:
-        return self.protections is _HELD
 
 
 def _bubblewrap(inside: list[str], testbed: int, disk: int) -> list[str]:
@@ -68,6 +67,8 @@ def _bubblewrap(inside: list[str], testbed: int, disk: int) -> list[str]:
     for target, name in seen.links:
         line += ["--symlink", target, name]
     line += ["--proc", "/proc", "--dev", "/dev"]
+    for name in _COVERED:
+        line += ["--ro-bind-try", f"/proc/{name}", f"/proc/{name}"]
     for folder, size in _temporary(seen, testbed, disk):
         line += ["--size", str(size), "--tmpfs", folder]
     return [*line, "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", ROOT, *inside]
@@ -142,8 +143,8 @@ def _plain(inside: list[str], testbed: int, disk: int) -> list[str]:
 BACKENDS = {
     backend.name: backend
     for backend in (
-        Backend("bubblewrap", "bwrap", _bubblewrap, _HELD, "apt-get install bubblewrap (0.8 or later)"),
-        Backend("unshare", "unshare", _unshare, _HELD, "install util-linux and allow user namespaces"),
-        Backend("plain", "bash", _plain, _PLAIN, "install bash and git"),
+        Backend("bubblewrap", "bwrap", True, _bubblewrap, _HELD, "apt-get install bubblewrap (0.8 or later)"),
+        Backend("unshare", "unshare", True, _unshare, _HELD, "install util-linux and allow user namespaces"),
+        Backend("plain", "bash", False, _plain, _PLAIN, "install bash and git"),
     )
 }

@@ -11,7 +11,7 @@ Covered (each held by the isolating back ends; `guarantees()` says how it is her
   a process, wall-clock time, disk, number of files, output; nothing outlives its command;
 - forged replies: the command cannot reach the supervisor's descriptors or memory;
 - equal observations: fixed addresses, hash seed, file times, dates of commits, order of folders, and
-  `canonical` for the rest; results that ended by a time limit are never kept in the cache.
+  `canonical` for the rest; what a time limit ended is never kept in the cache.
 
 Not covered:
 - clocks, random numbers and races inside a command: `date` differs from run to run (the cache repeats it);
@@ -29,30 +29,23 @@ from __future__ import annotations
 import dataclasses
 import errno
 import hashlib
-import importlib.metadata
-import logging
-import os
-import platform
 import threading
-import warnings
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from dagger_nb.errors import ConfigError, DataError, EnvironmentProblem, SandboxError
+from dagger_nb.errors import SandboxError
 from dagger_nb.records import Task
 from dagger_nb.sandboxes import cgroups, launch, supervisor
+from dagger_nb.sandboxes.base import Base, path_bytes
 from dagger_nb.sandboxes.cache import Cache
-from dagger_nb.sandboxes.isolation import BACKENDS, Backend
+from dagger_nb.sandboxes.choice import choose, identity, resource_guarantees, warn_plain
 from dagger_nb.sandboxes.launch import Job, Reply
 from dagger_nb.sandboxes.limits import READ_FACTOR, Limits
 from dagger_nb.sandboxes.observation import Observation, observe
 from dagger_nb.sandboxes.protocol import CommandResult
-from dagger_nb.sandboxes.repository import TIME, repository
-from dagger_nb.sandboxes.snapshot import ROOT, Entry, Snapshot
+from dagger_nb.sandboxes.snapshot import ROOT, Snapshot
 from dagger_nb.sandboxes.view import precompile
-
-log = logging.getLogger(__name__)
 
 DEFAULT = Limits()
 
@@ -65,35 +58,6 @@ _DIFF = (
 _DIFF_FACTOR = 4  # a patch takes at most this many times the disk limit: old and new, in base 85
 _DIFF_ROOM_MB = 8  # for git's index beside a tree that fills its disk
 _DIFF_WALL_S = 60.0
-
-
-class Base:
-    """A task's tree at base_commit: its snapshot and the `.git` that belongs to it."""
-
-    def __init__(self, task: Task, limits: Limits) -> None:
-        if not task.files:
-            raise DataError(f"{task.instance_id} has no files (they live in a container image): use Docker")
-        self.snapshot = Snapshot({path: Entry("f", text.encode()) for path, text in task.files.items()})
-        if self.snapshot.size > limits.disk:
-            raise ConfigError(f"{task.instance_id}: the tree needs more than Limits.disk_mb = {limits.disk_mb} MiB")
-        files, commit = repository({path: entry.data for path, entry in self.snapshot.entries.items()})
-        if task.base_commit and task.base_commit != commit:
-            raise DataError(f"{task.instance_id}: files give commit {commit}, not base_commit {task.base_commit}")
-        self.repository = [
-            (path.encode(), b"f", TIME + path.endswith("index"), data) for path, data in sorted(files.items())
-        ]
-
-    def entries(self, snapshot: Snapshot) -> list[supervisor.Entry]:
-        """The snapshot for the supervisor; a file as in the base has the base's time, so git need not read it."""
-        base = self.snapshot.entries
-        return [
-            (_bytes(path), entry.kind.encode(), TIME + 60 * (base.get(path) != entry), entry.data)
-            for path, entry in snapshot.entries.items()
-        ]
-
-
-def _bytes(path: str) -> bytes:
-    return path.encode(errors="surrogateescape")
 
 
 class LocalSandbox:
@@ -181,15 +145,15 @@ class LocalFactory:
     def __init__(self, limits: Limits, cache: Path | None, backend: str | None) -> None:
         self.limits, self._cache_path, self._wanted = limits, cache, backend
         precompile()
-        self.backend, versions = _choose(backend)
+        self.backend, versions = choose(backend)
         self.name = f"local-{self.backend.name}"
         self._cgroups = cgroups.find()
         self._cache = Cache(cache)
-        self._identity = _identity(self.name, versions)
+        self._identity = identity(self.name, versions, self._cgroups)
         self._counts: Counter[str] = Counter()
         self._lock = threading.Lock()
         if not self.backend.isolates:
-            _warn_plain()
+            warn_plain()
 
     def open(self, task: Task) -> LocalSandbox:
         """A fresh sandbox with the task's tree at base_commit.
@@ -203,9 +167,7 @@ class LocalFactory:
     def guarantees(self) -> dict[str, str]:
         """Each protection and how it is held here; for the log and the manifest."""
         return (
-            {"back end": self.backend.name}
-            | self.backend.protections
-            | _resource_guarantees(self.limits, self._cgroups)
+            {"back end": self.backend.name} | self.backend.protections | resource_guarantees(self.limits, self._cgroups)
         )
 
     def stats(self) -> dict[str, int]:
@@ -231,7 +193,7 @@ class LocalFactory:
 
     def check_room(self, place: str, snapshot: Snapshot) -> None:
         """Raises OSError when the tree exceeds the limits or a path is too long."""
-        if len(_bytes(place)) > supervisor.PATH_LIMIT or max(map(len, map(_bytes, place.split("/")))) > 255:
+        if len(path_bytes(place)) > supervisor.PATH_LIMIT or max(map(len, map(path_bytes, place.split("/")))) > 255:
             raise OSError(errno.ENAMETOOLONG, "the file name is too long", place)
         if snapshot.size > self.limits.disk or len(snapshot.entries) > self.limits.files:
             raise OSError(errno.ENOSPC, f"no space left: the tree is limited to {self.limits.disk_mb} MiB", place)
@@ -279,7 +241,7 @@ class LocalFactory:
             self._count("hits")
             return seen
         made = make()
-        if made.result.timed_out:
+        if not made.keep:
             self._count("uncached")
         else:
             self._cache.put(key, made.pack())
@@ -310,49 +272,3 @@ def _unpacked(value: bytes | None) -> Observation | None:
         return None if value is None else Observation.unpack(value)
     except ValueError:
         return None
-
-
-def _choose(wanted: str | None) -> tuple[Backend, str]:
-    """The wanted or best back end that works here, and the versions of what runs inside."""
-    if wanted is not None and wanted not in BACKENDS:
-        raise ConfigError(f"no sandbox back end {wanted!r}; there are {', '.join(BACKENDS)}")
-    reasons = []
-    for name in [wanted] if wanted else BACKENDS:
-        try:
-            return BACKENDS[name], launch.probe(BACKENDS[name])
-        except SandboxError as error:
-            reasons.append(f"{name}: {error}; next step: {BACKENDS[name].advice}")
-    raise EnvironmentProblem("no usable sandbox back end. " + " | ".join(reasons))
-
-
-def _identity(name: str, inside: str) -> bytes:
-    """What a cached observation depends on beside its command: versions, and this room's own code."""
-    code = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))]
-    versions = [name, inside, platform.python_version(), importlib.metadata.version("pytest"), platform.machine()]
-    return hashlib.sha256(supervisor.pack([text.encode() for text in versions] + code)).digest()
-
-
-def _resource_guarantees(limits: Limits, groups: cgroups.Cgroups | None) -> dict[str, str]:
-    memory, processes = f"{limits.memory_mb} MiB", str(limits.processes)
-    if groups:
-        memory, processes = (f"held: {value} for the whole command ({groups.kind})" for value in (memory, processes))
-    else:
-        why = "(no cgroup may be made here)"
-        memory = f"weak: {memory} for each process {why}"
-        root = "NOT held: root is exempt from process limits"
-        processes = f"{root if os.geteuid() == 0 else f'weak: {processes}, by rlimit'} {why}"
-    return {
-        "memory": memory,
-        "processes": processes,
-        "wall time": f"held: {limits.wall_s:g} s",
-        "cpu time": f"held: {limits.cpu_s} s for each process",
-        "output": f"held: {limits.output_bytes} bytes seen, {limits.output_bytes * READ_FACTOR} read",
-    }
-
-
-def _warn_plain() -> None:
-    text = "commands run WITHOUT isolation (plain back end): " + "; ".join(
-        f"{name} {how}" for name, how in BACKENDS["plain"].protections.items()
-    )
-    log.warning(text)
-    warnings.warn(text, stacklevel=4)

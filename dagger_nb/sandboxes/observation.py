@@ -15,11 +15,15 @@ from dagger_nb.sandboxes.snapshot import Entry, Snapshot
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """A command's result and what it did to the tree."""
+    """A command's result and what it did to the tree.
+
+    `keep` is false where the result depends on how fast or how full the machine was.
+    """
 
     result: CommandResult
     changed: tuple[supervisor.Entry, ...] = ()
     removed: tuple[bytes, ...] = ()
+    keep: bool = True
 
     def apply(self, snapshot: Snapshot) -> Snapshot:
         """The tree after the command; the same object when nothing changed."""
@@ -48,7 +52,7 @@ def observe(reply: Reply, limits: Limits) -> Observation:
     lines = [text, *notes(reply, limits)]
     output = "\n".join(line for line in lines if line)
     result = CommandResult(output, reply.exit_code, reply.timed_out, cut or reply.overflow)
-    return Observation(result, reply.changed, reply.removed)
+    return Observation(result, reply.changed, reply.removed, keep=not (reply.timed_out or reply.memory))
 
 
 def notes(reply: Reply, limits: Limits) -> list[str]:

@@ -157,7 +157,7 @@ def read_entry(target: bytes, mode: int) -> tuple[bytes, bytes] | None:
 
 
 def harden() -> None:
-    """No dumping or tracing of this process; fixed addresses for the command (Linux; elsewhere nothing).
+    """No dumping or tracing of this process; fixed addresses and no keys for the command (Linux only).
 
     With fixed addresses the order of sets of objects and every printed address repeat from run to run.
     """
@@ -169,6 +169,9 @@ def harden() -> None:
     libc.prctl(4, 0, 0, 0, 0)  # PR_SET_DUMPABLE
     libc.prctl(38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
     libc.personality(0x0040000)  # ADDR_NO_RANDOMIZE
+    keyctl = {"x86_64": 250, "aarch64": 219}.get(os.uname().machine)
+    if keyctl:
+        libc.syscall(keyctl, 1, None)  # KEYCTL_JOIN_SESSION_KEYRING: an empty one instead of the host's
 
 
 def limit_resources(settings: dict[str, int]) -> None:

@@ -87,7 +87,9 @@ def fit(
     execution: Execution | None = None,
     progress: Callable[[str], None] | None = print,
 ) -> FitResult:
-    """Train the adapter in place. The warm-up is cut to a tenth of the steps where it is longer.
+    """Train the adapter in place and leave the model in evaluation mode.
+
+    The warm-up is cut to a tenth of the steps where it is longer, because its first step moves nothing.
 
     `seed` decides the order of the examples; nothing else is random. `output_dir` keeps Trainer's checkpoints:
     call again with the same arguments and a model as it was before the first call, and the fit goes on from
@@ -101,11 +103,12 @@ def fit(
     execution = execution or Execution()
     kept, dropped = _within_context(examples, context, overlong)
     trees = [build_tree(example) for example in kept]
-    _claim(output_dir, _identity(model, kept, settings, execution, seed))
+    _claim(output_dir, _identity(model, trees, settings, execution, seed))
     data = _step_data(trees, settings, execution, seed)
     started = time.perf_counter()
     with _attention(model, execution.attention):
         log, device = _train(model, data, settings, execution, output_dir, seed, progress)
+    model.eval()
     return FitResult(
         log=log,
         examples=len(kept),
@@ -274,15 +277,18 @@ def _attention(model: PeftModel, name: str) -> Iterator[None]:
 
 
 def _identity(
-    model: PeftModel, examples: list[Example], settings: TrainingSettings, execution: Execution, seed: int
+    model: PeftModel, trees: list[TokenTree], settings: TrainingSettings, execution: Execution, seed: int
 ) -> str:
     """What a checkpoint must agree with to be gone on from: data, settings, seed, and the adapter before the fit."""
-    weights = hashlib.sha256()
+    content = hashlib.sha256()
+    for tree in trees:
+        for array in (tree.ids_T, tree.leave_T, tree.at_P, tree.target_P, tree.weight_P):
+            content.update(array.tobytes())
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            weights.update(name.encode() + parameter.detach().float().cpu().numpy().tobytes())
-    what = [settings, dataclasses.replace(execution, progress_every_s=0.0), *examples]
-    return digest([seed, weights.hexdigest(), *map(dataclasses.asdict, what)])
+            content.update(name.encode() + parameter.detach().float().cpu().numpy().tobytes())
+    how = [settings, dataclasses.replace(execution, progress_every_s=0.0)]
+    return digest([seed, content.hexdigest(), *map(dataclasses.asdict, how)])
 
 
 def _claim(output_dir: Path, identity: str) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -16,6 +18,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 from transformers.integrations.bitsandbytes import dequantize_bnb_weight
+from transformers.utils import logging
 
 from dagger_nb.config import LoraSettings
 from dagger_nb.errors import DataError
@@ -41,14 +44,27 @@ def load_student(
         bnb_4bit_compute_dtype=dtype,
         bnb_4bit_use_double_quant=double_quant,
     )
-    model = AutoModelForCausalLM.from_pretrained(
-        path_or_id, dtype=dtype, device_map=device, quantization_config=nf4 if quantise else None
-    )
+    with _no_progress_bar():
+        model = AutoModelForCausalLM.from_pretrained(
+            path_or_id, dtype=dtype, device_map=device, quantization_config=nf4 if quantise else None
+        )
     for module in model.modules():
         if isinstance(module, Linear4bit):
             # bitsandbytes would compute in bf16 in evaluation mode where the CPU has AVX512-bf16.
             module.support_avx512bf16_for_cpu = False
     return model.requires_grad_(False)
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """Bars break saved notebooks."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def add_adapter(model: PreTrainedModel, settings: LoraSettings, *, seed: int) -> PeftModel:

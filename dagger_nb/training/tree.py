@@ -200,16 +200,17 @@ class _Trie:
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """ids, depths and subtree ends in depth-first order (children by age), and each node's place in it."""
-        parents, ids = (np.array(column, dtype=np.int64) for column in zip(*self._nodes, strict=True))
-        size = np.ones(len(ids), dtype=np.int64)
+        parents, ids = zip(*self._nodes, strict=True)
+        size = [1] * len(ids)
         for node in range(len(ids) - 1, 0, -1):
             size[parents[node]] += size[node]
-        place, depth, free = (np.zeros(len(ids), dtype=np.int64) for _ in range(3))
-        free[0] = 1  # the next free place below each node
+        place, depth, free = [0], [0], [1]  # free: the next free place below each node
         for node in range(1, len(ids)):
             parent = parents[node]
-            place[node], depth[node] = free[parent], depth[parent] + 1
-            free[node] = place[node] + 1
+            place.append(free[parent])
+            depth.append(depth[parent] + 1)
+            free.append(free[parent] + 1)
             free[parent] += size[node]
         order = np.argsort(place)
-        return ids[order], depth[order], (place + size)[order], place
+        ids_N, depth_N, place_N, size_N = (np.array(column, dtype=np.int64) for column in (ids, depth, place, size))
+        return ids_N[order], depth_N[order], (place_N + size_N)[order], place_N

@@ -1,0 +1,175 @@
+"""What runs used: episodes, turns, tokens and test runs, counted phase by phase from their own records.
+
+A phase is one collection, one training, one exam, or the grading of a recipe's exams. Nothing is run and nothing
+random; the same functions count for a prediction's rates and for the check of a prediction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dagger_nb import paths
+from dagger_nb.config import Settings
+from dagger_nb.evaluation.readings import command, is_edit
+from dagger_nb.experiment import EXAMS, Exam, identity
+from dagger_nb.mixing import BernoulliMixer
+from dagger_nb.recipes import RECIPES, Recipe, recipe
+from dagger_nb.records import Trajectory, digest
+from dagger_nb.results import PROGRAMME
+from dagger_nb.store import read_cohort, read_json, round_group, rounds_to_train_on
+
+TRAIN, GRADE = "training", "grading"  # kinds of phases that are no episodes
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What one phase used, or is predicted to use.
+
+    `kind` says what decides its rates: who acts and on which split ("mixed train", "student test", ...),
+    "training <who>" or "grading". `test_runs` counts every pytest run asked for, `fresh_runs` those that no
+    earlier phase had asked for in the same state (the observation cache and the gradebook answer the others).
+    """
+
+    phase: str
+    kind: str
+    episodes: float = 0  # trained examples in a training, patches in a grading
+    turns: float = 0
+    prompt_tokens: float = 0
+    action_tokens: float = 0
+    observation_tokens: float = 0
+    trained_tokens: float = 0  # tokens of trees times passes
+    test_runs: float = 0
+    fresh_runs: float = 0
+    seconds: float = 0.0  # wall clock; counted for trainings only, as no record of an episode holds the time
+
+    @property
+    def tokens(self) -> float:
+        return self.prompt_tokens + self.action_tokens + self.observation_tokens + self.trained_tokens
+
+
+@dataclass(slots=True)
+class Seen:
+    """Test runs and patches that were met before, in the order of the phases."""
+
+    runs: set[tuple[str, str]] = field(default_factory=set)
+    patches: set[tuple[str, str]] = field(default_factory=set)
+
+
+def who_acts(chosen: Recipe, round_: int) -> str:
+    """Who acts while a round is collected: "teacher", "mixed", or "switch"."""
+    if not isinstance(chosen.mixer, BernoulliMixer):
+        return "switch"
+    return "teacher" if chosen.mixer.schedule.beta(round_) >= 1 else "mixed"
+
+
+def who_sits(recipe_name: str, exam: Exam) -> str:
+    """Whose actions are executed in an exam: "teacher" (the student is only asked), "base", "slips" or "student"."""
+    if exam.shadow:
+        return "teacher"
+    if recipe_name == "base":
+        return "base"
+    return "slips" if exam.slips else "student"
+
+
+def run_folders(settings: Settings) -> dict[str, Path]:
+    """Where the runs of these settings lie on this machine, by recipe, in the order of the notebooks."""
+    folders = {name: paths.run_folder(name, settings.seed, digest(identity(name, settings))) for name in RECIPES}
+    return {name: folder for name, folder in folders.items() if folder.is_dir()}
+
+
+def count(folders: Mapping[str, Path], settings: Settings) -> list[Usage]:
+    """What the runs in some folders (by recipe) used, phase by phase in the order of the notebooks.
+
+    Raises:
+        DataError: a record is torn or edited.
+    """
+    seen = Seen()
+    return [usage for name, folder in folders.items() for usage in _of_recipe(name, folder, settings, seen)]
+
+
+def _of_recipe(name: str, folder: Path, settings: Settings, seen: Seen) -> Iterator[Usage]:
+    chosen, student = recipe(name, settings), "base"
+    for round_ in range(1, chosen.rounds + 1):
+        fit = folder / round_group(round_) / "adapter" / "fit.json"
+        yield _episodes(
+            f"{name} collect {round_}", f"{who_acts(chosen, round_)} train", folder / round_group(round_), seen
+        )
+        if not fit.exists():
+            return
+        student = read_json(fit)["adapter"][:12]
+        yield _training(name, round_, chosen, read_json(fit), settings)
+    patches = []
+    for exam in map(EXAMS.__getitem__, PROGRAMME[name]):
+        group = (
+            folder
+            / "evaluation"
+            / student
+            / (f"{exam.name}-{settings.evaluation.slip_rate:g}" if exam.slips else exam.name)
+        )
+        if any(group.glob("[0-9]*.jsonl")):
+            yield _episodes(f"{name} {exam.name}", f"{who_sits(name, exam)} {exam.split}", group, seen)
+            patches += [] if exam.shadow else [(t.instance_id, t.patch) for t in _trajectories(group)]
+    if patches:
+        yield _grading(name, patches, seen)
+
+
+def _episodes(phase: str, kind: str, group: Path, seen: Seen) -> Usage:
+    trajectories = list(_trajectories(group))
+    runs = [run for trajectory in trajectories for run in pytest_runs(trajectory)]
+    turns = [turn for trajectory in trajectories for turn in trajectory.turns]
+    fresh = set(runs) - seen.runs
+    seen.runs |= fresh
+    return Usage(
+        phase,
+        kind,
+        episodes=len(trajectories),
+        turns=len(turns),
+        prompt_tokens=sum(trajectory.prompt_tokens for trajectory in trajectories),
+        action_tokens=sum(len(turn.token_ids) for turn in turns),
+        observation_tokens=sum(turn.observation_tokens for turn in turns),
+        test_runs=len(runs),
+        fresh_runs=len(fresh),
+    )
+
+
+def _trajectories(group: Path) -> Iterator[Trajectory]:
+    for path in sorted(group.glob("[0-9]*.jsonl")):
+        yield from read_cohort(path).trajectories
+
+
+def pytest_runs(trajectory: Trajectory) -> Iterator[tuple[str, str]]:
+    """Each pytest run of an episode as (task, digest of the edits so far and the command).
+
+    Equal pairs are equal states, which the observation cache runs once. Different edits can lead to the same
+    tree (an edit that is undone), so counting distinct pairs is an upper limit of what is really run.
+    """
+    edits: list[object] = []
+    for turn in trajectory.turns:
+        if "pytest" in command(turn):
+            yield trajectory.instance_id, digest([edits, command(turn)])
+        if is_edit(turn):
+            edits.append([turn.action.tool, dict(turn.action.arguments)])
+
+
+def _training(name: str, round_: int, chosen: Recipe, fit: Mapping[str, object], settings: Settings) -> Usage:
+    passes = settings.training.passes
+    rounds = rounds_to_train_on(round_, settings.training.aggregation, settings.training.window)
+    who = "teacher" if all(who_acts(chosen, r) == "teacher" for r in rounds) else who_acts(chosen, round_)
+    return Usage(
+        f"{name} train {round_}",
+        f"{TRAIN} {who}",
+        episodes=fit["examples"],
+        trained_tokens=fit["tokens"] * passes,
+        seconds=fit["seconds"],
+    )
+
+
+def _grading(name: str, patches: Iterable[tuple[str, str]], seen: Seen) -> Usage:
+    """One test run a patch; an empty patch is not run, an equal one is found in the gradebook."""
+    patches = list(patches)
+    fresh = {pair for pair in patches if pair[1].strip()} - seen.patches
+    seen.patches |= fresh
+    runs = sum(bool(patch.strip()) for _, patch in patches)
+    return Usage(f"{name} grading", GRADE, episodes=len(patches), test_runs=runs, fresh_runs=len(fresh))
