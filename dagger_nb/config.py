@@ -84,7 +84,7 @@ class EpisodeSettings:
     temperature: Amount = 0.7  # paper: T = 0.7, top-p 0.9 in roll-outs
     top_p: Annotated[float, Range(0, 1, open=True)] = 0.9
     cohort: Positive = 32  # episodes decoded together; a killed cohort is replayed whole
-    command_timeout_s: Rate = 10.0
+    command_timeout_s: Rate = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,10 +115,10 @@ class TrainingSettings:
     """How an adapter is fitted. `batch_tokens` are tokens of packed trees in one optimiser step."""
 
     passes: Positive
-    learning_rate: Rate = 1e-3
+    learning_rate: Rate = 2e-3
     schedule: Annotated[str, OneOf(("constant", "linear", "cosine"))] = "constant"
     warmup_steps: Count = 10
-    batch_tokens: Positive = 16384
+    batch_tokens: Positive = 4096
     clip: Rate = 1.0  # largest norm of the gradient
     normalisation: Annotated[str, OneOf(("token", "action"))] = "token"  # the loss is a mean over these
     lesson_weight: Amount = 1.0  # weight of labels that differ from what was executed

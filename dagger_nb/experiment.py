@@ -85,7 +85,9 @@ class Experiment:
         """The episodes of a round and their labels, by the student of the round before."""
         group = round_group(round_)
         plans = [Plan(task, attempt=0, round=round_) for task in self.training_tasks(round_)]
-        conditions = self._conditions(self.recipe.mixer, self.student_after(round_ - 1), sampled=True)
+        conditions = self._conditions(
+            self.recipe.mixer, self.student_after(round_ - 1), self.settings.episode.temperature
+        )
         title = f"{self.recipe.name} round {round_}/{self.recipe.rounds}"
         self._run_missing(self.store, group, plans, conditions, self.student_after(round_ - 1), title)
         return list(self.store.cohorts(group))
@@ -142,18 +144,21 @@ class Experiment:
         student = self.student_after(self.recipe.rounds if round_ is None else round_)
         group, plans = self._exam_group(exam, student), [Plan(task) for task in self.exam_tasks(exam_name)]
         mixer = TEACHER_ALONE if exam.shadow else STUDENT_ALONE
-        conditions = self._conditions(mixer, student, sampled=exam.sampled, slips=exam.slips, shadow=exam.shadow)
+        temperature = self.settings.evaluation.sampled_temperature if exam.sampled else 0.0
+        conditions = self._conditions(mixer, student, temperature, slips=exam.slips, shadow=exam.shadow)
         self._run_missing(self.store, group, plans, conditions, student, f"{self.recipe.name} {exam.name}")
-        wanted = len(in_cohorts(plans, self.settings.episode.cohort))
-        return list(self.store.cohorts(group))[:wanted]
+        return list(self.store.cohorts(group))
 
     def exam_tasks(self, exam_name: str) -> list[Task]:
-        exam, budget = _exam(exam_name), self.settings.tasks
-        beside = exam.sampled or exam.slips or exam.shadow
-        return tasks(exam.split, min(budget.diagnostic, budget.test) if beside else getattr(budget, exam.split))
+        exam = _exam(exam_name)
+        return tasks(exam.split, self._exam_size(exam))
+
+    def _exam_size(self, exam: Exam) -> int:
+        budget, beside = self.settings.tasks, exam.sampled or exam.slips or exam.shadow
+        return min(budget.diagnostic, budget.test) if beside else getattr(budget, exam.split)
 
     def grade(self, exam_name: str, *, round_: int | None = None) -> list[Grade]:
-        """The verdict on each episode's patch, in task order, each in a fresh sandbox; equal patches are graded once."""
+        """The verdict on each episode's patch, in task order, in a fresh sandbox; equal patches are graded once."""
         from dagger_nb.sandboxes import local_factory
 
         records = self.examine(exam_name, round_=round_)
@@ -175,20 +180,22 @@ class Experiment:
         ]
 
     def _exam_group(self, exam: Exam, student: Version) -> str:
-        rate = f"-{self.settings.evaluation.slip_rate:g}" if exam.slips else ""
-        return f"evaluation/{student.name}/{exam.name}{rate}"
+        """What decides an exam's cohorts and is not in the run's own configuration is in the group's name."""
+        evaluation = self.settings.evaluation
+        rate = f"-{evaluation.slip_rate:g}" if exam.slips else ""
+        heat = f"-{evaluation.sampled_temperature:g}" if exam.sampled else ""
+        return f"evaluation/{student.name}/{exam.name}{rate}{heat}-{self._exam_size(exam)}"
 
     # -- cohorts
 
     def _conditions(
-        self, mixer: Mixer, student: Version, *, sampled: bool, slips: bool = False, shadow: bool = False
+        self, mixer: Mixer, student: Version, temperature: float, *, slips: bool = False, shadow: bool = False
     ) -> Conditions:
         episode, seed = self.settings.episode, self.settings.seed
         limits = Limits(episode.max_turns, episode.context, episode.loop_repeats, episode.command_timeout_s)
-        hot = Sampling(episode.temperature, episode.top_p, episode.max_new_tokens)
         return Conditions(
             mixer=mixer,
-            sampling=hot if sampled else Sampling(max_new_tokens=episode.max_new_tokens),
+            sampling=Sampling(temperature, episode.top_p, episode.max_new_tokens),
             run_seed=seed,
             policy=student.name,
             limits=limits,

@@ -55,8 +55,9 @@ class Fleet:
         Raises:
             EnvironmentProblem: a worker died (out of memory, killed); finished cohorts are not lost.
         """
-        futures = {self._pool.submit(run_job, job): job for job in jobs}
+        futures = {}
         try:
+            futures = {self._pool.submit(run_job, job): job for job in jobs}
             for future in as_completed(futures):
                 record, seconds = future.result()
                 yield futures[future], record, seconds

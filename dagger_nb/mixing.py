@@ -115,7 +115,7 @@ class BernoulliMixer:
 
 @dataclass(frozen=True, slots=True)
 class SwitchMixer:
-    """The AggreVaTe-style mixture (Eq. 9): kappa ~ U{0..T_max(i)}; the student acts in turns 1..kappa, then the teacher.
+    """The AggreVaTe-style mixture (Eq. 9): kappa ~ U{0..T_max(i)}; the student has turns 1..kappa, then the teacher.
 
     T_max(i) = min(per_round i, longest); the release uses min(20 i, 100) of 100 turns. Only the shape of the
     roll-out is AggreVaTe's: there is no cost-to-go. beta is recorded as 0 before the switch and 1 after it.

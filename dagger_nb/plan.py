@@ -20,30 +20,25 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import re
 import sys
-import time
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from dagger_nb import config, paths, usage
+from dagger_nb import config, usage
 from dagger_nb.config import Settings
 from dagger_nb.errors import DaggerError, DataError
-from dagger_nb.experiment import EXAMS
+from dagger_nb.experiment import EXAMS, Exam
+from dagger_nb.rates import Rates, measure, rate_of, rates_file, seconds_per_turn, time_grading
 from dagger_nb.recipes import RECIPES, Recipe, recipe
 from dagger_nb.results import PROGRAMME
 from dagger_nb.store import read_json, rounds_to_train_on, write_json
 from dagger_nb.usage import GRADE, TRAIN, Usage
 
 TOLERANCE = 2.0  # a prediction of tokens or test runs may be off by this factor
-_COUNTS = ("episodes", "turns", "prompt_tokens", "action_tokens", "observation_tokens", "trained_tokens")
 _TOTALS = ("tokens", "test_runs", "fresh_runs")
-
-Rates = Mapping[str, Mapping[str, float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +67,6 @@ class Plan:
         )
 
 
-def rates_file() -> Path:
-    return paths.data() / "plan" / "rates.json"
-
-
 def plan(settings: Settings) -> Plan:
     """The prediction for notebooks 03 and 04 under some settings.
 
@@ -94,7 +85,7 @@ def _of_recipe(chosen: Recipe, settings: Settings, rates: Rates) -> Iterator[Usa
         yield _episodes(f"{chosen.name} collect {round_}", kind, chosen.tasks_per_round, settings, rates)
         yield _training(chosen, round_, settings, rates)
     exams = [EXAMS[name] for name in PROGRAMME[chosen.name]]
-    sizes = {exam.name: getattr(settings.tasks, exam.split) for exam in exams}
+    sizes = {exam.name: exam_size(exam, settings) for exam in exams}
     for exam in exams:
         if sizes[exam.name]:
             kind = f"{usage.who_sits(chosen.name, exam)} {exam.split}"
@@ -103,8 +94,14 @@ def _of_recipe(chosen: Recipe, settings: Settings, rates: Rates) -> Iterator[Usa
     yield _grading(chosen.name, patches, settings, rates)
 
 
+def exam_size(exam: Exam, settings: Settings) -> int:
+    """How many tasks an exam has: those of its split, and only `tasks.diagnostic` of them in a diagnosis."""
+    size = getattr(settings.tasks, exam.split)
+    return min(settings.tasks.diagnostic, size) if exam.sampled or exam.slips or exam.shadow else size
+
+
 def _episodes(phase: str, kind: str, episodes: int, settings: Settings, rates: Rates) -> Usage:
-    rate = _rate(kind, rates)
+    rate = rate_of(kind, rates)
     turns = episodes * rate["turns"]
     runs = turns * rate["test_runs"]
     return Usage(
@@ -125,28 +122,19 @@ def _training(chosen: Recipe, round_: int, settings: Settings, rates: Rates) -> 
     training = settings.training
     rounds = rounds_to_train_on(round_, training.aggregation, training.window)
     kinds = [f"{TRAIN} {usage.who_acts(chosen, r)}" for r in rounds]
-    examples = [chosen.tasks_per_round * _rate(kind, rates)["kept"] for kind in kinds]
-    tokens = [n * _rate(kind, rates)["tree"] * training.passes for n, kind in zip(examples, kinds, strict=True)]
-    seconds = [n * _rate(kind, rates)["seconds"] for n, kind in zip(tokens, kinds, strict=True)]
+    examples = [chosen.tasks_per_round * rate_of(kind, rates)["kept"] for kind in kinds]
+    tokens = [n * rate_of(kind, rates)["tree"] * training.passes for n, kind in zip(examples, kinds, strict=True)]
+    seconds = [n * rate_of(kind, rates)["seconds"] for n, kind in zip(tokens, kinds, strict=True)]
     phase = f"{chosen.name} train {round_}"
     return Usage(phase, kinds[-1], episodes=sum(examples), trained_tokens=sum(tokens), seconds=sum(seconds))
 
 
 def _grading(name: str, patches: int, settings: Settings, rates: Rates) -> Usage:
-    rate = _rate(GRADE, rates)
+    rate = rate_of(GRADE, rates)
     runs = patches * rate["test_runs"]
     fresh = runs * rate["fresh"]
     seconds = fresh * rate["seconds"] / settings.workers
     return Usage(f"{name} grading", GRADE, episodes=patches, test_runs=runs, fresh_runs=fresh, seconds=seconds)
-
-
-def _rate(kind: str, rates: Rates) -> Mapping[str, float]:
-    if kind not in rates:
-        raise DataError(
-            f"{rates_file()} has no rates of {kind!r}; run a profile with such a phase, then "
-            "`python -m dagger_nb.plan --measure --profile` and its name"
-        )
-    return rates[kind]
 
 
 # --- against what was used ------------------------------------------------------------------------------------
@@ -189,87 +177,6 @@ def misses(table: pd.DataFrame) -> list[str]:
     ]
 
 
-# --- measuring the rates --------------------------------------------------------------------------------------
-
-
-def measure(
-    used: Sequence[Usage], turn_seconds: Mapping[str, float], grading_seconds: float, passes: int
-) -> dict[str, dict[str, float]]:
-    """Rates by kind of phase, each a ratio of sums over the phases of that kind.
-
-    Args:
-        used: `usage.count`.
-        turn_seconds: worker-seconds of a turn by kind, as `seconds_per_turn` reads them from logs.
-        grading_seconds: of one graded patch.
-        passes: over each training's trees.
-    """
-    collected = {phase.phase: phase.episodes for phase in used}
-    sums: dict[str, Counter[str]] = {}
-    for phase in used:
-        total = sums.setdefault(phase.kind, Counter())
-        total.update({name: getattr(phase, name) for name in (*_COUNTS, "test_runs", "fresh_runs", "seconds")})
-        total["collected"] += collected.get(phase.phase.replace(" train ", " collect "), 0)
-    return {kind: _rates_of(kind, total, turn_seconds, grading_seconds, passes) for kind, total in sorted(sums.items())}
-
-
-def _rates_of(
-    kind: str, total: Mapping[str, float], turn_seconds: Mapping[str, float], grading_seconds: float, passes: int
-) -> dict[str, float]:
-    fresh = total["fresh_runs"] / total["test_runs"] if total["test_runs"] else 0.0
-    if kind == GRADE:
-        return {"test_runs": total["test_runs"] / total["episodes"], "fresh": fresh, "seconds": grading_seconds}
-    if kind.startswith(TRAIN):
-        return {
-            "kept": total["episodes"] / total["collected"],
-            "tree": total["trained_tokens"] / total["episodes"] / passes,
-            "seconds": total["seconds"] / total["trained_tokens"],
-        }
-    return {
-        "turns": total["turns"] / total["episodes"],
-        "prompt": total["prompt_tokens"] / total["episodes"],
-        "action": total["action_tokens"] / total["turns"],
-        "observation": total["observation_tokens"] / total["turns"],
-        "test_runs": total["test_runs"] / total["turns"],
-        "fresh": fresh,
-        "seconds": turn_seconds[kind],
-    }
-
-
-_PROGRESS = re.compile(r"(\w+) (round (\d+)/\d+|[\w-]+) · \d+/\d+ cohorts · .*? · (\d+) turns, .*? · (\d+) s")
-
-
-def seconds_per_turn(logs: Iterable[str], used: Sequence[Usage]) -> dict[str, float]:
-    """Worker-seconds of a turn by kind of phase, from the lines of progress in logs or executed notebooks.
-
-    Raises:
-        DataError: a kind of episodes has no line.
-    """
-    kinds = {phase.phase: phase.kind for phase in used if phase.turns}
-    turns: Counter[str] = Counter()
-    seconds: Counter[str] = Counter()
-    for name, exam, round_, count, spent in (found for log in logs for found in _PROGRESS.findall(log)):
-        kind = kinds.get(f"{name} collect {round_}" if round_ else f"{name} {exam}")
-        if kind:
-            turns[kind] += int(count)
-            seconds[kind] += int(spent)
-    if missing := sorted(set(kinds.values()) - set(turns)):
-        raise DataError(f"no line of progress tells the time of {missing}; name the executed notebooks with --log")
-    return {kind: seconds[kind] / turns[kind] for kind in turns}
-
-
-def _time_grading(patches: int = 4) -> float:
-    """Seconds of one grading: gold patches of dev, one after another, on this machine now."""
-    from dagger_nb.evaluation.grading import grade_all
-    from dagger_nb.sandboxes import local_factory
-    from dagger_nb.tasks import tasks
-
-    pairs = [(task, task.patch) for task in tasks("dev", patches)]
-    with local_factory() as factory:
-        began = time.monotonic()
-        grade_all(pairs, factory)
-        return (time.monotonic() - began) / patches
-
-
 # --- the command ----------------------------------------------------------------------------------------------
 
 
@@ -303,7 +210,7 @@ def _measure(settings: Settings, logs: Sequence[Path]) -> int:
     folders = usage.run_folders(settings)
     used = usage.count(folders, settings)
     texts = [path.read_text(encoding="utf-8") for path in logs]
-    rates = measure(used, seconds_per_turn(texts, used), _time_grading(), settings.training.passes)
+    rates = measure(used, seconds_per_turn(texts, used), time_grading(), settings.training.passes)
     source = (
         f"profile {settings.profile}, seed {settings.seed}: {', '.join(folder.name for folder in folders.values())}; "
         f"{platform.machine()}, {os.cpu_count()} CPUs"

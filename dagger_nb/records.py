@@ -21,7 +21,7 @@ FORMAT = 1
 SWEBENCH_FIELDS = (
     "instance_id", "repo", "base_commit", "problem_statement", "patch", "test_patch",
     "FAIL_TO_PASS", "PASS_TO_PASS", "version", "image", "eval_script", "log_parser", "eval_type",
-)
+)  # fmt: skip
 
 
 class StopReason(str, enum.Enum):

@@ -66,9 +66,11 @@ class Renderer:
         """Raise DataError where the rendering of a chat's beginning is not a prefix of the rendering of the chat."""
         whole = self._text(messages, speak=False)
         for length in range(1, len(messages)):
-            if messages[length - 1]["role"] != "system" and not whole.startswith(self._text(messages[:length], speak=False)):
+            if messages[length - 1]["role"] != "system" and not whole.startswith(
+                self._text(messages[:length], speak=False)
+            ):
                 raise DataError(
-                    f"the chat template rewrites earlier messages (from message {length}); use a prefix-preserving template"
+                    f"the chat template rewrites earlier messages (from message {length}); use a prefix-preserving one"
                 )
 
     def _text(self, messages: Sequence[Mapping[str, Any]], *, speak: bool) -> str:
@@ -78,7 +80,9 @@ class Renderer:
 
     def _after(self, before: str, text: str) -> str:
         if not text.startswith(before):
-            raise DataError("the chat template does not keep earlier messages as they were; use a prefix-preserving one")
+            raise DataError(
+                "the chat template does not keep earlier messages as they were; use a prefix-preserving one"
+            )
         return text[len(before) :]
 
     def _ids(self, text: str) -> tuple[int, ...]:

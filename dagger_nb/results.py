@@ -7,6 +7,7 @@ tables of the `study` profile are committed, so that notebooks 05 to 07 also run
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import inf, isfinite, nan
 from pathlib import Path
 
 import pandas as pd
@@ -149,7 +150,9 @@ def load(folder: Path) -> dict[str, pd.DataFrame]:
     """Every table of a results folder. Raises DataError when there is none."""
     found = {name: pd.read_csv(folder / f"{name}.csv") for name in NAMES if (folder / f"{name}.csv").exists()}
     if "outcomes" not in found:
-        raise DataError(f"no results in {folder}; run notebooks 03 and 04 of this profile and seed first, or profile='study'")
+        raise DataError(
+            f"no results in {folder}; run notebooks 03 and 04 of this profile and seed first, or profile='study'"
+        )
     return found
 
 
@@ -178,20 +181,25 @@ def _predictions_file(name: str, settings: Settings, exam_name: str) -> Path:
 
 
 def against(differences: pd.DataFrame, baseline: str) -> pd.DataFrame:
-    """The rows of `evaluation.comparison.comparison` that involve a recipe, turned so that it is the baseline."""
-    turned = differences.rename(columns={"rate": "baseline_rate", "baseline_rate": "rate", "recipe": "baseline", "baseline": "recipe"})
+    """The rows of `evaluation.comparison.comparison` that involve a recipe, turned so that it is the baseline.
+
+    `detectable` becomes NaN where it was infinite (no difference would be seen), which JSON can say.
+    """
+    swap = {"rate": "baseline_rate", "baseline_rate": "rate", "recipe": "baseline", "baseline": "recipe"}
+    turned = differences.rename(columns=swap)
     turned = turned.assign(difference=-turned.difference, low=-turned.high, high=-turned.low)
-    both = pd.concat([differences, turned[differences.columns]])
+    both = pd.concat([differences, turned[differences.columns]]).replace({"detectable": {inf: nan}})
     return both[both.baseline == baseline].sort_values(["split", "recipe"], kind="stable").reset_index(drop=True)
 
 
 def verdict(row: Mapping[str, object]) -> str:
     """One row of `against` in a sentence that claims no more than its interval allows."""
     sign = "beats" if row["low"] > 0 else "loses to" if row["high"] < 0 else "is not told apart from"
+    difference, low, high, seen = (100 * row[name] for name in ("difference", "low", "high", "detectable"))
+    power = f"differences from {seen:.1f} points would be seen" if isfinite(seen) else "no difference would be seen"
     return (
-        f"{row['split']}: {row['recipe']} {sign} {row['baseline']}: {100 * row['difference']:+.1f} points "
-        f"[{100 * row['low']:+.1f}, {100 * row['high']:+.1f}], McNemar p = {row['p_pooled']:.2g}, {row['tasks']} tasks x "
-        f"{row['seeds']} seeds, would be seen from {100 * row['detectable']:.1f} points"
+        f"{row['split']}: {row['recipe']} {sign} {row['baseline']}: {difference:+.1f} points "
+        f"[{low:+.1f}, {high:+.1f}], McNemar p = {row['p_pooled']:.2g}; {row['tasks']} tasks, {row['seeds']} seeds: {power}"
     )
 
 

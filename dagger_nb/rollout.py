@@ -83,7 +83,7 @@ class Episode:
 
     plan: Plan
     slot: int
-    sandbox: Sandbox
+    sandbox: Sandbox | None  # None: it could not be opened
     prompt_tokens: int
     turns: list[Turn] = field(default_factory=list)
     shadows: dict[int, Action] = field(default_factory=dict)
@@ -129,14 +129,19 @@ def run_cohort(
         while active := [episode for episode in episodes if episode.stop is None]:
             moves = _decide(active, conditions, session, teacher, renderer)
             _execute(active, moves, conditions, session, renderer, pool)
-            _check_limits(active, conditions, started)
+            _stop_late(active, conditions.limits, started)
         return list(pool.map(lambda episode: _finish(episode, conditions), episodes))
 
 
 def _begin(slot: int, plan: Plan, session: Session, renderer: Renderer, factory: SandboxFactory) -> Episode:
     prompt = renderer.prompt_ids(plan.task)
     session.extend(slot, prompt)
-    return Episode(plan, slot, factory.open(plan.task), len(prompt))
+    episode = Episode(plan, slot, None, len(prompt))
+    try:
+        episode.sandbox = factory.open(plan.task)
+    except SandboxError as error:
+        episode.stop, episode.detail = StopReason.INFRASTRUCTURE, str(error)
+    return episode
 
 
 # --- who acts, and what ------------------------------------------------------------------------------------
@@ -243,26 +248,27 @@ def _record(
         draw=move.choice.draw,
     )
     episode.turns.append(turn)
-    if move.action.tool == "finish":
-        episode.stop = StopReason.FINISH
-    elif len(session.tokens[episode.slot]) + len(move.token_ids) + len(ids) >= limits.context:
-        episode.stop = StopReason.CONTEXT
-    else:
+    tokens = len(session.tokens[episode.slot]) + len(move.token_ids) + len(ids)
+    episode.stop = _why_stop(episode.turns, tokens, limits)
+    if episode.stop is None:
         session.extend(episode.slot, (*move.token_ids, *ids))
 
 
-def _check_limits(active: Sequence[Episode], conditions: Conditions, started: float) -> None:
-    limits = conditions.limits
-    late = limits.seconds is not None and time.monotonic() - started > limits.seconds
-    for episode in active:
-        if episode.stop is not None:
-            continue
-        if scaffold.is_loop(episode.turns, limits.loop_repeats):
-            episode.stop = StopReason.LOOP
-        elif len(episode.turns) >= limits.max_turns:
-            episode.stop = StopReason.TURNS
-        elif late:
-            episode.stop = StopReason.TIME
+def _why_stop(turns: Sequence[Turn], tokens: int, limits: Limits) -> StopReason | None:
+    """The first reason, in the order of StopReason, to end an episode of so many turns and tokens."""
+    if turns[-1].action.tool == "finish":
+        return StopReason.FINISH
+    if scaffold.is_loop(turns, limits.loop_repeats):
+        return StopReason.LOOP
+    if tokens >= limits.context:
+        return StopReason.CONTEXT
+    return StopReason.TURNS if len(turns) >= limits.max_turns else None
+
+
+def _stop_late(active: Sequence[Episode], limits: Limits, started: float) -> None:
+    if limits.seconds is not None and time.monotonic() - started > limits.seconds:
+        for episode in active:
+            episode.stop = episode.stop or StopReason.TIME
 
 
 def _finish(episode: Episode, conditions: Conditions) -> Rollout:
@@ -272,7 +278,8 @@ def _finish(episode: Episode, conditions: Conditions) -> Rollout:
             patch = episode.sandbox.diff()
         except SandboxError as error:
             episode.stop, episode.detail = StopReason.INFRASTRUCTURE, str(error)
-    episode.sandbox.close()
+    if episode.sandbox is not None:
+        episode.sandbox.close()
     plan = episode.plan
     trajectory = Trajectory(
         instance_id=plan.task.instance_id,

@@ -113,7 +113,7 @@ def parse(text: str) -> Action:
     """
     calls = _CALL.findall(text)
     if len(calls) != 1:
-        return _malformed(text, "no <tool_call> in the reply" if not calls else "more than one <tool_call> in the reply")
+        return _malformed(text, f"{'more than one' if calls else 'no'} <tool_call> in the reply")
     try:
         call = json.loads(calls[0])
         json.dumps(call, ensure_ascii=False).encode()  # half a surrogate pair is no text that can be kept
@@ -121,7 +121,8 @@ def parse(text: str) -> Action:
         return _malformed(text, "the tool call is not valid JSON")
     if not isinstance(call, dict) or not isinstance(call.get("arguments", {}), dict):
         return _malformed(text, "the tool call is not an object with name and arguments")
-    return canonical_action(text[: text.index("<tool_call>")].strip(), call.get("name"), call.get("arguments", {}), text)
+    thought = text[: text.index("<tool_call>")].strip()
+    return canonical_action(thought, call.get("name"), call.get("arguments", {}), text)
 
 
 def canonical_action(thought: str, tool: Any, arguments: Mapping[str, Any], raw: str) -> Action:

@@ -14,6 +14,7 @@ killed run leaves whole files or none: resuming means computing the files that a
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import hashlib
 import json
@@ -25,14 +26,14 @@ from pathlib import Path
 from typing import Any
 
 from dagger_nb.errors import DataError, EnvironmentProblem
-from dagger_nb.records import Action, Label, Trajectory, from_json, to_json
+from dagger_nb.records import FORMAT, Action, Label, Trajectory, from_json, to_json
 
 CHECKSUM = "sha256:"
 
 
 @dataclass(frozen=True, slots=True)
 class CohortRecord:
-    """What one cohort left: trajectories in plan order, their labels, and shadow actions by (instance, attempt, turn)."""
+    """What one cohort left: trajectories in plan order, their labels, and shadows by (instance, attempt, turn)."""
 
     trajectories: tuple[Trajectory, ...]
     labels: tuple[Label, ...]
@@ -77,15 +78,14 @@ class RunStore:
     def write_cohort(self, group: str, cohort: int, record: CohortRecord) -> Path:
         lines = [to_json(trajectory) for trajectory in record.trajectories]
         lines += [to_json(label) for label in record.labels]
-        shadows = [[*key, {"thought": a.thought, "tool": a.tool, "arguments": dict(a.arguments), "raw": a.raw, "error": a.error}]
-                   for key, a in sorted(record.shadows.items())]  # fmt: skip
-        lines.append(json.dumps({"type": "Shadows", "rows": shadows}, sort_keys=True, separators=(",", ":")))
+        shadows = [[*key, dataclasses.asdict(action)] for key, action in sorted(record.shadows.items())]
+        lines.append(json.dumps({"format": FORMAT, "type": "Shadows", "rows": shadows}, sort_keys=True))
         body = "".join(line + "\n" for line in lines)
         footer = CHECKSUM + hashlib.sha256(body.encode()).hexdigest() + "\n"
         return write_text(self.cohort_path(group, cohort), body + footer)
 
     def read_cohort(self, group: str, cohort: int) -> CohortRecord | None:
-        """The cohort's record, or None when it was never finished. Raises DataError when the file was edited or torn."""
+        """The cohort's record, or None when it was never finished. Raises DataError when it was edited or torn."""
         path = self.cohort_path(group, cohort)
         return read_cohort(path) if path.exists() else None
 
@@ -144,21 +144,23 @@ def rounds_to_train_on(round_: int, aggregation: str, window: int) -> list[int]:
 
 
 def read_cohort(path: Path) -> CohortRecord:
-    """Read and verify one cohort file. Raises DataError, naming the file, when it was torn or edited."""
-    text = path.read_text(encoding="utf-8")
-    body, mark, checksum = text.rpartition(CHECKSUM)
-    if not mark or hashlib.sha256(body.encode()).hexdigest() != checksum.strip():
+    """Read and verify one cohort file. Raises DataError, naming the file, when it was torn or edited, or is foreign."""
+    body, mark, checksum = path.read_bytes().rpartition(CHECKSUM.encode())
+    if not mark or hashlib.sha256(body).hexdigest().encode() != checksum.strip():
         raise DataError(f"{path} is torn or was edited (its checksum does not fit); remove it to compute it again")
-    trajectories, labels, shadows = [], [], {}
-    for line in body.splitlines():
-        kind = json.loads(line)["type"]
-        if kind == "Trajectory":
-            trajectories.append(from_json(line, Trajectory))
-        elif kind == "Label":
-            labels.append(from_json(line, Label))
-        else:
-            shadows = {(i, a, t): Action(**action) for i, a, t, action in json.loads(line)["rows"]}
-    return CohortRecord(tuple(trajectories), tuple(labels), shadows)
+    try:
+        return _cohort(body.decode())
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is no cohort of this version ({error}); remove the run and repeat it") from error
+
+
+def _cohort(body: str) -> CohortRecord:
+    *lines, last = body.removesuffix("\n").split("\n")  # not splitlines: a text may hold other line separators
+    is_label = [json.loads(line)["type"] == "Label" for line in lines]
+    trajectories = tuple(from_json(line, Trajectory) for line, label in zip(lines, is_label, strict=True) if not label)
+    labels = tuple(from_json(line, Label) for line, label in zip(lines, is_label, strict=True) if label)
+    shadows = {(i, a, t): Action(**action) for i, a, t, action in json.loads(last)["rows"]}
+    return CohortRecord(trajectories, labels, shadows)
 
 
 def write_text(path: Path, text: str) -> Path:
@@ -174,6 +176,7 @@ def write_text(path: Path, text: str) -> Path:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
+                os.chmod(file.name, 0o666 & ~_umask())
                 os.replace(file.name, path)
             except BaseException:
                 os.unlink(file.name)
@@ -181,6 +184,13 @@ def write_text(path: Path, text: str) -> Path:
     except OSError as error:
         raise EnvironmentProblem(f"cannot write {path}: {_advice(error)}") from error
     return path
+
+
+def _umask() -> int:
+    """The process's umask, which can only be read by setting it."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
 
 
 def _advice(error: OSError) -> str:

@@ -50,7 +50,9 @@ def renderer_of(base: str) -> Renderer:
     from transformers import AutoTokenizer
 
     if Path(base).exists() and not (Path(base) / "tokenizer.json").exists():
-        raise DataError(f"{base} holds no tokenizer (tokenizer.json); rebuild it with `python -m dagger_nb.base.pretrain`")
+        raise DataError(
+            f"{base} holds no tokenizer (tokenizer.json); rebuild it with `python -m dagger_nb.base.pretrain`"
+        )
     return Renderer(AutoTokenizer.from_pretrained(base))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dagger_nb.records import Task
-from dagger_nb.sandboxes import LocalFactory, local_factory
+from dagger_nb.sandboxes import Limits, LocalFactory, local_factory
 from dagger_nb.tasks import tasks
 
 
@@ -20,8 +20,8 @@ def train_tasks() -> list[Task]:
 
 @pytest.fixture(scope="session")
 def sandboxes() -> Iterator[LocalFactory]:
-    """The isolated local sandbox; observations are remembered for the whole run of the tests."""
-    with local_factory() as factory:
+    """The isolated local sandbox, patient with a busy machine; it remembers observations for the whole run."""
+    with local_factory(limits=Limits(wall_s=120.0)) as factory:
         yield factory
 
 

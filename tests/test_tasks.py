@@ -20,7 +20,7 @@ from swebench.harness.log_parsers import PARSER_REGISTRY
 from swebench.harness.utils import make_test_spec
 
 from dagger_nb import tasks
-from dagger_nb.errors import ConfigError, DataError
+from dagger_nb.errors import ConfigError, DataError, SandboxError
 from dagger_nb.records import to_json
 from dagger_nb.sandboxes import local_factory
 from dagger_nb.tasks import SPLITS, content_hash, generate, git, gold, validation, words
@@ -375,6 +375,9 @@ def test_validation_goes_on_where_it_stopped(factory, tmp_path, monkeypatch):
     path, drawn, runs = tmp_path / "verdicts.jsonl", tasks.tasks("dev", 3), []
 
     def one(task, factory):
+        if not runs:
+            runs.append("failed")
+            raise SandboxError("busy")
         runs.append(task.instance_id)
         return tasks.Verdict(content_hash(task), task.instance_id)
 
@@ -383,7 +386,7 @@ def test_validation_goes_on_where_it_stopped(factory, tmp_path, monkeypatch):
     with open(path, "a") as file:
         file.write('{"hash": "torn')
     verdicts = validate_all(drawn, path, 1, factory)
-    assert runs == [drawn[1].instance_id, drawn[0].instance_id, drawn[2].instance_id]
+    assert runs == ["failed", drawn[1].instance_id, drawn[0].instance_id, drawn[2].instance_id]
     assert list(read_verdicts(path).values()) == verdicts
     path.write_text("[]\n" + path.read_text())
     with pytest.raises(DataError, match=":1 is not a verdict"):

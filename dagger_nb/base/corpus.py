@@ -97,7 +97,10 @@ def _drill(rng: random.Random, task: Task) -> tuple[str, Action]:
             (f"Read {full} from line {number}.", edit("view", view_range=[number, number + teacher.WINDOW])),
             (f"Line {number} of {full} must be:\n{other}", bash(f'sed -i "{number}s|.*|{other}|" {full}')),
             (f"Line {number} of {full} must be:\n{other}", bash(f'sed -i "{number}s|.*|{other}|" {full}')),
-            (f"In {full} replace\n{line}\nby\n{other}", edit("str_replace", old_str=line.strip(), new_str=other.strip())),
+            (
+                f"In {full} replace\n{line}\nby\n{other}",
+                edit("str_replace", old_str=line.strip(), new_str=other.strip()),
+            ),
             (f"After line {number} of {full} insert\n{other}", edit("insert", insert_line=number, new_str=other)),
         ]
     )

@@ -25,8 +25,11 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from dagger_nb import paths
 from dagger_nb.base import corpus
 from dagger_nb.base.tokenizer import train_tokenizer
+from dagger_nb.errors import DataError
 from dagger_nb.rendering import Renderer
-from dagger_nb.store import file_sha256, write_json
+from dagger_nb.store import file_sha256, read_json, write_json
+
+CHECKPOINT_EVERY = 200  # steps
 
 
 @dataclass(frozen=True)
@@ -139,6 +142,7 @@ def rate(recipe: Recipe, step: int) -> float:
 def train(recipe: Recipe, work: Path) -> Qwen3ForCausalLM:
     """Train to the last step, from the newest checkpoint in `work` if there is one."""
     torch.set_num_threads(recipe.threads)
+    _claim(work, recipe)
     tokenizer, ids, weights = build_data(recipe, work)
     model = new_model(recipe, tokenizer)
     steppers = optimisers(recipe, model)
@@ -156,13 +160,26 @@ def train(recipe: Recipe, work: Path) -> Qwen3ForCausalLM:
         loss = _step(model, steppers, block, weight, rate(recipe, step))
         if step % 50 == 0:
             print(f"step {step}/{recipe.steps} loss {loss:.4f} {time.monotonic() - began:.0f} s", flush=True)
-        if step % 200 == 199:
+        if step % CHECKPOINT_EVERY == CHECKPOINT_EVERY - 1:
             _checkpoint(work, model, steppers, step + 1)
     return _without_rounding(model)
 
 
+def _claim(work: Path, recipe: Recipe) -> None:
+    """Raises DataError where the work folder holds the corpus and checkpoints of another recipe."""
+    path, mine = work / "recipe.json", asdict(recipe)
+    if not path.exists():
+        write_json(path, mine)
+    if read_json(path) != mine:
+        raise DataError(f"{work} belongs to another recipe of the base model; choose another --work or remove it")
+
+
 def _step(
-    model: Qwen3ForCausalLM, steppers: list[torch.optim.Optimizer], block: torch.Tensor, weight: torch.Tensor, scale: float
+    model: Qwen3ForCausalLM,
+    steppers: list[torch.optim.Optimizer],
+    block: torch.Tensor,
+    weight: torch.Tensor,
+    scale: float,
 ) -> float:
     hidden = model.model(input_ids=block).last_hidden_state[:, :-1]
     losses = cross_entropy(model.lm_head(hidden).flatten(0, 1), block[:, 1:].flatten(), reduction="none")

@@ -51,7 +51,7 @@ PHRASES = (
     _EDITOR,
     _CALL + 'finish", "arguments": {}}\n</tool_call>',
     '"}}\n</tool_call>',
-    ']}}\n</tool_call>',
+    "]}}\n</tool_call>",
     '", "view_range": [',
     '", "old_str": "',
     '", "new_str": "',

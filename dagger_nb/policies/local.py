@@ -103,7 +103,10 @@ class Cohort:
     def extend(self, slot: int, ids: Sequence[int]) -> None:
         """Append what the episode said or was told. Raises BudgetError beyond the context window."""
         if len(self.tokens[slot]) + len(ids) > self.limit:
-            raise BudgetError(f"slot {slot}: {len(self.tokens[slot])} + {len(ids)} tokens exceed the context of {self.limit}")
+            have = len(self.tokens[slot])
+            raise BudgetError(
+                f"slot {slot}: {have} + {len(ids)} tokens exceed the context of {self.limit}; raise episode.context"
+            )
         self.tokens[slot].extend(ids)
         self._revalidate(slot)
 

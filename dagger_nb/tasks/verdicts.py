@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dagger_nb import paths
-from dagger_nb.errors import DataError
+from dagger_nb.errors import DataError, SandboxError
 from dagger_nb.records import Task
 from dagger_nb.tasks.assembly import generate
 from dagger_nb.tasks.splits import SPLITS
@@ -26,8 +26,9 @@ from dagger_nb.tasks.validation import Verdict, content_hash, validate
 if TYPE_CHECKING:
     from dagger_nb.sandboxes.protocol import SandboxFactory
 
-VALIDATED = {name: spec.size for name, spec in SPLITS.items() if spec.size} | {"train": 1000}
+VALIDATED = {name: spec.size for name, spec in SPLITS.items() if spec.size} | {"train": 200}
 EVERY = 100  # tasks between two lines of progress
+ATTEMPTS = 3  # at a task whose sandbox fails
 
 
 def verdicts_path() -> Path:
@@ -91,6 +92,9 @@ def validate_all(tasks: list[Task], path: Path, jobs: int, sandbox_factory: Sand
     """The verdicts on `tasks`, in order; known ones are taken from `path`, new ones appended as they come.
 
     In the end the file holds exactly these verdicts in this order.
+
+    Raises:
+        SandboxError: a sandbox failed three times in a row; what was validated is kept.
     """
     known = read_verdicts(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -98,7 +102,7 @@ def validate_all(tasks: list[Task], path: Path, jobs: int, sandbox_factory: Sand
     unknown = [task for task in tasks if content_hash(task) not in known]
     print(f"{len(tasks)} tasks, {len(unknown)} to validate", flush=True)
     with ThreadPoolExecutor(jobs) as pool, open(path, "a", encoding="utf-8") as file:
-        for count, verdict in enumerate(pool.map(lambda task: validate(task, sandbox_factory), unknown), start=1):
+        for count, verdict in enumerate(pool.map(lambda task: _patiently(task, sandbox_factory), unknown), start=1):
             known[verdict.hash] = verdict
             file.write(_line(verdict))
             file.flush()
@@ -107,6 +111,16 @@ def validate_all(tasks: list[Task], path: Path, jobs: int, sandbox_factory: Sand
     verdicts = [known[content_hash(task)] for task in tasks]
     path.write_text("".join(map(_line, verdicts)), encoding="utf-8")
     return verdicts
+
+
+def _patiently(task: Task, sandbox_factory: SandboxFactory) -> Verdict:
+    """`validate`; a sandbox that fails (on a machine under heavy load, say) is tried again before it counts."""
+    for _ in range(ATTEMPTS - 1):
+        try:
+            return validate(task, sandbox_factory)
+        except SandboxError as error:
+            print(f"{task.instance_id}: trying again after {error}", flush=True)
+    return validate(task, sandbox_factory)
 
 
 def main(arguments: list[str] | None = None) -> int:
