@@ -21,16 +21,17 @@ import argparse
 import os
 import platform
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from dagger_nb import config, usage
+from dagger_nb import config, results, usage
 from dagger_nb.config import Settings
 from dagger_nb.errors import DaggerError, DataError
-from dagger_nb.experiment import EXAMS, Exam
+from dagger_nb.experiment import EXAMS, Exam, Experiment
+from dagger_nb.fleet import Fleet
 from dagger_nb.rates import Rates, measure, rate_of, rates_file, seconds_per_turn, time_grading
 from dagger_nb.recipes import RECIPES, Recipe, recipe
 from dagger_nb.results import PROGRAMME
@@ -140,7 +141,7 @@ def _grading(name: str, patches: int, settings: Settings, rates: Rates) -> Usage
 # --- against what was used ------------------------------------------------------------------------------------
 
 
-def compare(predicted: Plan, folders: Mapping[str, Path]) -> pd.DataFrame:
+def compare(predicted: Plan, runs: Iterable[Experiment]) -> pd.DataFrame:
     """Predicted over actual, a row for each phase that both have and a last one for all of these.
 
     Columns: for tokens, test_runs and fresh_runs the prediction, the count, and <name>_ratio (NaN for 0 / 0).
@@ -148,7 +149,7 @@ def compare(predicted: Plan, folders: Mapping[str, Path]) -> pd.DataFrame:
     Raises:
         DataError: there is no run of these settings, or a phase that was predicted is missing.
     """
-    actual = {phase.phase: phase for phase in usage.count(folders, predicted.settings)}
+    actual = {phase.phase: phase for phase in usage.count(runs)}
     if missing := [phase.phase for phase in predicted.phases if phase.phase not in actual]:
         raise DataError(
             f"nothing to compare with: {len(missing)} phases have not run, e.g. {missing[0]!r}; "
@@ -199,7 +200,7 @@ def _print(settings: Settings) -> int:
 
 
 def _check(settings: Settings) -> int:
-    table = compare(plan(settings), usage.run_folders(settings))
+    table = compare(plan(settings), results.runs(settings, Fleet(1)).values())
     print(table.round(2).to_string())
     missed = misses(table)
     print("\n".join(missed) or f"the prediction of {settings.profile!r} holds within a factor of {TOLERANCE:g}")
@@ -207,12 +208,12 @@ def _check(settings: Settings) -> int:
 
 
 def _measure(settings: Settings, logs: Sequence[Path]) -> int:
-    folders = usage.run_folders(settings)
-    used = usage.count(folders, settings)
+    runs = results.runs(settings, Fleet(1))
+    used = usage.count(runs.values())
     texts = [path.read_text(encoding="utf-8") for path in logs]
     rates = measure(used, seconds_per_turn(texts, used), time_grading(), settings.training.passes)
     source = (
-        f"profile {settings.profile}, seed {settings.seed}: {', '.join(folder.name for folder in folders.values())}; "
+        f"profile {settings.profile}, seed {settings.seed}: {', '.join(run.store.root.name for run in runs.values())}; "
         f"{platform.machine()}, {os.cpu_count()} CPUs"
     )
     print(f"wrote {write_json(rates_file(), {'source': source, 'rates': rates})}")

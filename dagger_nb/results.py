@@ -19,10 +19,11 @@ from dagger_nb.evaluation import diagnostics, protocol, tables
 from dagger_nb.evaluation.grades import Grade
 from dagger_nb.evaluation.predictions import Prediction, read_predictions
 from dagger_nb.experiment import EXAMS, Experiment, all_labels, all_trajectories, identity
-from dagger_nb.recipes import RECIPES, recipe
+from dagger_nb.fleet import Fleet
+from dagger_nb.recipes import RECIPES
 from dagger_nb.records import digest
 from dagger_nb.statistics import wilson
-from dagger_nb.store import CohortRecord, read_json, round_group, write_text
+from dagger_nb.store import CohortRecord, write_text
 
 TURN_BINS = (0, 3, 6, 9, 12, 16, 20, 25, 30, 40)  # edges of turn indices
 
@@ -162,19 +163,23 @@ def find(profile: str, seed: int) -> Path:
     return own if (own / "outcomes.csv").exists() else published
 
 
-def predictions(settings: Settings, exam_name: str = "test") -> dict[str, tuple[Prediction, ...]]:
-    """The final students' patches of an exam, by recipe, as this machine's runs of these settings left them."""
-    files = {name: _predictions_file(name, settings, exam_name) for name in RECIPES}
-    return {name: read_predictions(path) for name, path in files.items() if path.exists()}
+def runs(settings: Settings, fleet: Fleet) -> dict[str, Experiment]:
+    """The runs of these settings that this machine has, by recipe in the order of the notebooks; starts nothing."""
+    folders = {name: paths.run_folder(name, settings.seed, digest(identity(name, settings))) for name in RECIPES}
+    return {name: Experiment(name, settings, fleet) for name, folder in folders.items() if folder.is_dir()}
 
 
-def _predictions_file(name: str, settings: Settings, exam_name: str) -> Path:
-    root = paths.run_folder(name, settings.seed, digest(identity(name, settings)))
-    rounds, student = recipe(name, settings).rounds, "base"
-    fit = root / round_group(rounds) / "adapter" / "fit.json"
-    if rounds and fit.exists():
-        student = read_json(fit)["adapter"][:12]
-    return root / "evaluation" / student / exam_name / "predictions.jsonl"
+def exam_group(run: Experiment, exam_name: str) -> str:
+    """Where in its run folder the final student of a finished run left an exam (cohorts, predictions.jsonl)."""
+    return run._exam_group(EXAMS[exam_name], run.student_after(run.recipe.rounds))
+
+
+def predictions(run: Experiment, exam_name: str = "test") -> tuple[Prediction, ...]:
+    """The final student's patches in an exam; empty where the run or the exam is not finished."""
+    if not run.store.done:
+        return ()
+    path = run.store.root / exam_group(run, exam_name) / "predictions.jsonl"
+    return read_predictions(path) if path.exists() else ()
 
 
 # --- views for notebooks and figures ------------------------------------------------------------------------
@@ -196,10 +201,11 @@ def verdict(row: Mapping[str, object]) -> str:
     """One row of `against` in a sentence that claims no more than its interval allows."""
     sign = "beats" if row["low"] > 0 else "loses to" if row["high"] < 0 else "is not told apart from"
     difference, low, high, seen = (100 * row[name] for name in ("difference", "low", "high", "detectable"))
-    power = f"differences from {seen:.1f} points would be seen" if isfinite(seen) else "no difference would be seen"
+    power = f"a difference of {seen:.1f} would be seen" if isfinite(seen) else "no difference would be seen"
     return (
-        f"{row['split']}: {row['recipe']} {sign} {row['baseline']}: {difference:+.1f} points "
-        f"[{low:+.1f}, {high:+.1f}], McNemar p = {row['p_pooled']:.2g}; {row['tasks']} tasks, {row['seeds']} seeds: {power}"
+        f"{row['split']}: {row['recipe']} {sign} {row['baseline']}: {difference:+z.1f} points "
+        f"[{low:+z.1f}, {high:+z.1f}], McNemar p = {row['p_pooled']:.2g} "
+        f"({row['tasks']} tasks, {row['seeds']} seeds; {power})"
     )
 
 

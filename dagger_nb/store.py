@@ -116,7 +116,7 @@ class RunStore:
         files = {
             str(path.relative_to(self.root)): file_sha256(path)
             for path in sorted(self.root.rglob("*"))
-            if path.is_file() and path.name not in ("manifest.json", "DONE")
+            if path.is_file() and path.name not in ("manifest.json", "DONE") and path.name[0] != "."  # a killed write's
         }
         write_json(self.root / "manifest.json", {**manifest, "files": files})
         write_text(self.root / "DONE", file_sha256(self.root / "manifest.json") + "\n")

@@ -6,19 +6,16 @@ random; the same functions count for a prediction's rates and for the check of a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from dagger_nb import paths
-from dagger_nb.config import Settings
 from dagger_nb.evaluation.readings import command, is_edit
-from dagger_nb.experiment import EXAMS, Exam, identity
+from dagger_nb.experiment import EXAMS, Exam, Experiment, all_trajectories
 from dagger_nb.mixing import BernoulliMixer
-from dagger_nb.recipes import RECIPES, Recipe, recipe
+from dagger_nb.recipes import Recipe
 from dagger_nb.records import Trajectory, digest
-from dagger_nb.results import PROGRAMME
-from dagger_nb.store import read_cohort, read_json, round_group, rounds_to_train_on
+from dagger_nb.results import PROGRAMME, exam_group
+from dagger_nb.store import CohortRecord, round_group
 
 TRAIN, GRADE = "training", "grading"  # kinds of phases that are no episodes
 
@@ -73,50 +70,36 @@ def who_sits(recipe_name: str, exam: Exam) -> str:
     return "slips" if exam.slips else "student"
 
 
-def run_folders(settings: Settings) -> dict[str, Path]:
-    """Where the runs of these settings lie on this machine, by recipe, in the order of the notebooks."""
-    folders = {name: paths.run_folder(name, settings.seed, digest(identity(name, settings))) for name in RECIPES}
-    return {name: folder for name, folder in folders.items() if folder.is_dir()}
-
-
-def count(folders: Mapping[str, Path], settings: Settings) -> list[Usage]:
-    """What the runs in some folders (by recipe) used, phase by phase in the order of the notebooks.
+def count(runs: Iterable[Experiment]) -> list[Usage]:
+    """What some runs used, phase by phase in the order given; what has not run is left out.
 
     Raises:
         DataError: a record is torn or edited.
     """
     seen = Seen()
-    return [usage for name, folder in folders.items() for usage in _of_recipe(name, folder, settings, seen)]
+    return [usage for run in runs for usage in _of_run(run, seen)]
 
 
-def _of_recipe(name: str, folder: Path, settings: Settings, seen: Seen) -> Iterator[Usage]:
-    chosen, student = recipe(name, settings), "base"
-    for round_ in range(1, chosen.rounds + 1):
-        fit = folder / round_group(round_) / "adapter" / "fit.json"
-        yield _episodes(
-            f"{name} collect {round_}", f"{who_acts(chosen, round_)} train", folder / round_group(round_), seen
-        )
-        if not fit.exists():
+def _of_run(run: Experiment, seen: Seen) -> Iterator[Usage]:
+    name, rounds = run.recipe.name, range(1, run.recipe.rounds + 1)
+    for round_ in rounds:
+        kind = f"{who_acts(run.recipe, round_)} train"
+        yield _episodes(f"{name} collect {round_}", kind, run.store.cohorts(round_group(round_)), seen)
+        if not (run.adapter_folder(round_) / "fit.json").exists():
             return
-        student = read_json(fit)["adapter"][:12]
-        yield _training(name, round_, chosen, read_json(fit), settings)
+        yield _training(run, round_)
     patches = []
     for exam in map(EXAMS.__getitem__, PROGRAMME[name]):
-        group = (
-            folder
-            / "evaluation"
-            / student
-            / (f"{exam.name}-{settings.evaluation.slip_rate:g}" if exam.slips else exam.name)
-        )
-        if any(group.glob("[0-9]*.jsonl")):
-            yield _episodes(f"{name} {exam.name}", f"{who_sits(name, exam)} {exam.split}", group, seen)
-            patches += [] if exam.shadow else [(t.instance_id, t.patch) for t in _trajectories(group)]
+        records = list(run.store.cohorts(exam_group(run, exam.name)))
+        if records:
+            yield _episodes(f"{name} {exam.name}", f"{who_sits(name, exam)} {exam.split}", records, seen)
+            patches += [] if exam.shadow else [(t.instance_id, t.patch) for t in all_trajectories(records)]
     if patches:
         yield _grading(name, patches, seen)
 
 
-def _episodes(phase: str, kind: str, group: Path, seen: Seen) -> Usage:
-    trajectories = list(_trajectories(group))
+def _episodes(phase: str, kind: str, records: Iterable[CohortRecord], seen: Seen) -> Usage:
+    trajectories = list(all_trajectories(list(records)))
     runs = [run for trajectory in trajectories for run in pytest_runs(trajectory)]
     turns = [turn for trajectory in trajectories for turn in trajectory.turns]
     fresh = set(runs) - seen.runs
@@ -134,11 +117,6 @@ def _episodes(phase: str, kind: str, group: Path, seen: Seen) -> Usage:
     )
 
 
-def _trajectories(group: Path) -> Iterator[Trajectory]:
-    for path in sorted(group.glob("[0-9]*.jsonl")):
-        yield from read_cohort(path).trajectories
-
-
 def pytest_runs(trajectory: Trajectory) -> Iterator[tuple[str, str]]:
     """Each pytest run of an episode as (task, digest of the edits so far and the command).
 
@@ -153,15 +131,13 @@ def pytest_runs(trajectory: Trajectory) -> Iterator[tuple[str, str]]:
             edits.append([turn.action.tool, dict(turn.action.arguments)])
 
 
-def _training(name: str, round_: int, chosen: Recipe, fit: Mapping[str, object], settings: Settings) -> Usage:
-    passes = settings.training.passes
-    rounds = rounds_to_train_on(round_, settings.training.aggregation, settings.training.window)
-    who = "teacher" if all(who_acts(chosen, r) == "teacher" for r in rounds) else who_acts(chosen, round_)
+def _training(run: Experiment, round_: int) -> Usage:
+    fit, training = run.fit_report(round_), run.settings.training
     return Usage(
-        f"{name} train {round_}",
-        f"{TRAIN} {who}",
+        f"{run.recipe.name} train {round_}",
+        f"{TRAIN} {who_acts(run.recipe, round_)}",
         episodes=fit["examples"],
-        trained_tokens=fit["tokens"] * passes,
+        trained_tokens=fit["tokens"] * training.passes,
         seconds=fit["seconds"],
     )
 

@@ -42,7 +42,7 @@ def text(trajectory: Trajectory, labels: Iterable[Label] = ()) -> str:
             lines += _indent(_advice(label), "  > ")
         lines += _indent(turn.observation, "  | ")
     if trajectory.patch:
-        lines += ["", "patch", *_indent(trajectory.patch)]
+        lines += ["", "patch", *_indent(trajectory.patch.rstrip("\n"))]
     return "\n".join(map(spelt_out, lines)) + "\n"
 
 

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-from dagger_nb import config, paths, plan, rates, usage
+from dagger_nb import config, plan, rates, results, usage
 from dagger_nb.config import Settings
 from dagger_nb.errors import DataError
-from dagger_nb.experiment import EXAMS, Experiment, identity
-from dagger_nb.fleet import progress_line
-from dagger_nb.recipes import RECIPES, recipe
-from dagger_nb.records import Action, Label, StopReason, Trajectory, Turn, digest
-from dagger_nb.results import PROGRAMME
-from dagger_nb.store import CohortRecord, RunStore, round_group, write_json
+from dagger_nb.experiment import EXAMS, Experiment
+from dagger_nb.fleet import Fleet, progress_line
+from dagger_nb.recipes import RECIPES
+from dagger_nb.records import Action, Label, StopReason, Trajectory, Turn
+from dagger_nb.results import PROGRAMME, exam_group
+from dagger_nb.store import CohortRecord, round_group, write_json
 
 TEST = Action("Test.", "execute_bash", {"command": "python -m pytest"})
 LOOK = Action("Look.", "execute_bash", {"command": "ls"})
@@ -45,25 +44,24 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     return config.load("smoke")
 
 
-def write_runs(settings: Settings) -> dict[str, Path]:
+def write_runs(settings: Settings) -> list[Experiment]:
     """Every phase that the plan knows, with the same episode everywhere."""
+    made = []
     for name in RECIPES:
-        what, chosen = identity(name, settings), recipe(name, settings)
-        store = RunStore(paths.run_folder(name, settings.seed, digest(what)), what)
-        for round_ in range(1, chosen.rounds + 1):
-            store.write_cohort(round_group(round_), 0, cohort(chosen.tasks_per_round, f"train-{round_}"))
-            fit = {"adapter": "a" * 64, "examples": chosen.tasks_per_round, "tokens": 1000, "seconds": 5.0}
-            write_json(store.root / round_group(round_) / "adapter" / "fit.json", fit)
-        student = "a" * 12 if chosen.rounds else "base"
-        for exam in map(EXAMS.__getitem__, PROGRAMME[name]):
-            group = f"{exam.name}-{settings.evaluation.slip_rate:g}" if exam.slips else exam.name
-            size = plan.exam_size(exam, settings)
-            store.write_cohort(f"evaluation/{student}/{group}", 0, cohort(size, exam.split))
-    return usage.run_folders(settings)
+        run = Experiment(name, settings, Fleet(1))
+        for round_ in range(1, run.recipe.rounds + 1):
+            run.store.write_cohort(round_group(round_), 0, cohort(run.recipe.tasks_per_round, f"train-{round_}"))
+            fit = {"adapter": "a" * 64, "examples": run.recipe.tasks_per_round, "tokens": 1000, "seconds": 5.0}
+            write_json(run.adapter_folder(round_) / "fit.json", fit)
+        for exam in PROGRAMME[name]:
+            record = cohort(plan.exam_size(EXAMS[exam], settings), EXAMS[exam].split)
+            run.store.write_cohort(exam_group(run, exam), 0, record)
+        made.append(run)
+    return made
 
 
-def write_rates(settings: Settings, folders: dict[str, Path]) -> None:
-    used = usage.count(folders, settings)
+def write_rates(settings: Settings, made: list[Experiment]) -> None:
+    used = usage.count(made)
     seconds = {phase.kind: 0.5 for phase in used}
     found = rates.measure(used, seconds, 2.0, settings.training.passes)
     write_json(rates.rates_file(), {"source": "made up", "rates": found})
@@ -76,7 +74,7 @@ def test_a_test_run_is_known_by_task_edits_and_command():
 
 
 def test_counting_adds_up_the_records(settings):
-    phases = {phase.phase: phase for phase in usage.count(write_runs(settings), settings)}
+    phases = {phase.phase: phase for phase in usage.count(write_runs(settings))}
     collected, trained = phases["sft collect 1"], phases["sft train 1"]
     episodes = settings.tasks.tasks_per_round * settings.dagger.rounds
     assert (collected.kind, trained.kind) == ("teacher train", "training teacher")
@@ -92,9 +90,9 @@ def test_counting_adds_up_the_records(settings):
 
 
 def test_rates_measured_from_runs_predict_these_runs(settings):
-    folders = write_runs(settings)
-    write_rates(settings, folders)
-    table = plan.compare(plan.plan(settings), folders)
+    made = write_runs(settings)
+    write_rates(settings, made)
+    table = plan.compare(plan.plan(settings), made)
     assert plan.misses(table) == []
     assert table.loc["all", ["tokens_ratio", "test_runs_ratio", "fresh_runs_ratio"]].tolist() == pytest.approx(
         [1, 1, 1]
@@ -116,10 +114,9 @@ def test_the_prediction_follows_its_formulas(settings):
 
 
 @pytest.mark.parametrize("exam", sorted(EXAMS))
-def test_the_plan_knows_how_many_tasks_an_exam_has(exam):
+def test_the_plan_knows_how_many_tasks_an_exam_has(exam, settings):
     settings = config.load("smoke", {"tasks.diagnostic": 2})
-    taken = Experiment.exam_tasks(SimpleNamespace(settings=settings), exam)
-    assert plan.exam_size(EXAMS[exam], settings) == len(taken)
+    assert plan.exam_size(EXAMS[exam], settings) == len(Experiment("base", settings, Fleet(1)).exam_tasks(exam))
 
 
 def test_a_kind_that_was_never_measured_is_named(settings):
@@ -129,8 +126,8 @@ def test_a_kind_that_was_never_measured_is_named(settings):
 
 
 def test_the_check_needs_runs_and_fails_when_the_prediction_misses(settings, capsys):
-    folders = write_runs(settings)
-    write_rates(settings, folders)
+    made = write_runs(settings)
+    write_rates(settings, made)
     assert plan.main(["--profile", "smoke", "--check"]) == 0
     measured = json.loads(rates.rates_file().read_text())
     for rate in measured["rates"].values():
@@ -143,7 +140,7 @@ def test_the_check_needs_runs_and_fails_when_the_prediction_misses(settings, cap
 
 
 def test_seconds_come_from_the_fleets_own_lines(settings):
-    used = usage.count(write_runs(settings), settings)
+    used = usage.count(write_runs(settings))
     titles = {phase.phase.replace("collect 1", "round 1/1"): phase.kind for phase in used if phase.turns}
     lines = [progress_line(title, 1, 1, cohort(2, "t"), 5.0) for title in titles]
     assert rates.seconds_per_turn(lines, used) == dict.fromkeys(titles.values(), 0.5)
@@ -152,11 +149,11 @@ def test_seconds_come_from_the_fleets_own_lines(settings):
 
 
 def test_a_label_costs_no_test_run_and_an_empty_patch_is_not_run(settings):
-    store = RunStore(paths.run_folder("base", 0, digest(identity("base", settings))), identity("base", settings))
+    run = Experiment("base", settings, Fleet(1))
     empty = trajectory("a", [FINISH], patch="")
     label = Label("a", 0, 1, "base", 0, "student", 0.5, "oracle", "t", TEST, (1,), True)
-    store.write_cohort("evaluation/base/test", 0, CohortRecord((empty,), (label,), {}))
-    exam, grading = usage.count(usage.run_folders(settings), settings)
+    run.store.write_cohort(exam_group(run, "test"), 0, CohortRecord((empty,), (label,), {}))
+    exam, grading = usage.count(results.runs(settings, run.fleet).values())
     assert exam.test_runs == grading.test_runs == 0 and grading.episodes == 1
 
 

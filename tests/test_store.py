@@ -96,7 +96,7 @@ def test_the_same_configuration_finds_its_folder_and_another_is_refused(run):
     RunStore(run.root, {"lists": [1, 2], "seed": 0})
     before = files(run.root)
     with pytest.raises(DataError, match=r"another configuration \(differs in extra, seed\)"):
-        RunStore(run.root, {"seed": 1, "lists": [1, 2], "extra": None})
+        RunStore(run.root, {"seed": 1, "lists": [1, 2], "extra": 3})
     assert files(run.root) == before
 
 
@@ -173,22 +173,10 @@ def test_a_failing_write_leaves_what_was_there_and_nothing_half_written(run, mon
     assert files(run.root) == before
 
 
-def test_a_really_full_disk_and_a_really_forbidden_folder(tmp_path):
-    with pytest.raises(EnvironmentProblem, match="disk is full|No space"):
-        write_text(Path("/dev/full/x") if Path("/dev/full/x").parent.is_dir() else _full(tmp_path), "text" * 10_000)
+def test_a_file_in_the_way_of_a_folder_is_told(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(EnvironmentProblem, match="cannot write"):
+    with pytest.raises(EnvironmentProblem, match="cannot write .*x.json"):
         write_json(tmp_path / "file" / "x.json", {})
-
-
-def _full(folder: Path) -> Path:
-    """A path below a file system of one page, where the machine lets us mount one; else the test says so."""
-    place = folder / "small"
-    place.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "none", str(place)], capture_output=True, check=False)
-    if done.returncode:
-        pytest.skip("this machine lets nobody mount a small file system; the simulated full disk above must do")
-    return place / "x"
 
 
 def test_a_text_that_cannot_be_encoded_leaves_nothing_behind(tmp_path):
@@ -216,3 +204,9 @@ def test_a_killed_write_leaves_the_old_file_whole(tmp_path, where):
     assert done.returncode == -9
     assert target.read_text() == "old"
     assert sorted(path.name for path in tmp_path.glob("[0-9]*.jsonl")) == ["0000.jsonl"]
+
+
+def test_what_a_killed_write_left_is_not_in_the_manifest(run):
+    (run.root / ".tmp_x").write_text("half")
+    run.finish({})
+    assert list(json.loads((run.root / "manifest.json").read_text())["files"]) == ["config.json"]

@@ -83,6 +83,8 @@ def add_adapter(model: PreTrainedModel, settings: LoraSettings, *, seed: int) ->
 
 def save_adapter(model: PeftModel, folder: Path) -> str:
     """Write the adapter into `folder`; returns its digest."""
+    for config in model.peft_config.values():
+        config.target_modules = sorted(config.target_modules)  # a set would be written in an order of chance
     model.save_pretrained(folder, save_embedding_layers=False)
     return adapter_digest(folder)
 

@@ -1,0 +1,280 @@
+"""The rounds: the same seed gives the same bytes, twice, and also when it is killed and resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from dagger_nb import config, results, store
+from dagger_nb.config import Settings
+from dagger_nb.errors import ConfigError, DataError, EnvironmentProblem
+from dagger_nb.experiment import EXAMS, Experiment
+from dagger_nb.fleet import CohortJob, Fleet, run_job
+from dagger_nb.mixing import BernoulliMixer, SwitchMixer
+from dagger_nb.recipes import RECIPES, recipe
+from dagger_nb.records import StopReason
+from dagger_nb.store import CohortRecord
+
+HERE = Path(__file__).parent
+
+# Four tasks in two rounds; short episodes, most of which end by the turn limit.
+SMALL = {
+    "tasks.tasks_per_round": 2,
+    "tasks.test": 3,
+    "dagger.rounds": 2,
+    "dagger.schedule": "linear",
+    "dagger.filter": "none",
+    "dagger.switch_turns_per_round": 2,
+    "episode.cohort": 1,
+    "episode.max_turns": 4,
+    "episode.max_new_tokens": 6,
+    "episode.command_timeout_s": 120.0,
+    "lora.rank": 2,
+    "training.batch_tokens": 2048,
+    "threads": 1,
+    "workers": 1,
+}
+
+
+class Here:
+    """A fleet of one worker: this process."""
+
+    def run(self, jobs: Sequence[CohortJob]) -> Iterator[tuple[CohortJob, CohortRecord, float]]:
+        for job in jobs:
+            yield job, *run_job(job)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def small(base: Path, **overrides: object) -> Settings:
+    more = {name.replace("__", "."): value for name, value in overrides.items()}
+    return config.load("smoke", {"student.path": str(base), **SMALL, **more})
+
+
+def silent(line: str) -> None:
+    pass
+
+
+def experiment(base: Path, name: str = "dagger", **overrides: object) -> Experiment:
+    return Experiment(name, small(base, **overrides), Here(), silent)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Every file of a run that must be equal from run to run (reports tell seconds, the manifest hashes reports)."""
+    told = ("manifest.json", "DONE", "fit.json")
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file() and p.name not in told}
+
+
+# --- twice, and killed ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def reference(tiny_base, tmp_path_factory) -> tuple[Path, dict[str, bytes], dict]:
+    """An uninterrupted run: its home, its files, its tables."""
+    home = tmp_path_factory.mktemp("reference")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DAGGER_NB_HOME", str(home))
+        torch.set_num_threads(1)
+        found = experiment(tiny_base)
+        found.run()
+        tables = results.exam_tables(found, "test") | results.training_tables(found)
+    return home, content(found.store.root), {name: table.to_csv() for name, table in tables.items() if name != "fits"}
+
+
+def test_the_same_seed_gives_the_same_files_adapters_and_tables(reference, tiny_base, own_home):
+    _, files, tables = reference
+    again = experiment(tiny_base)
+    again.run()
+    found = results.exam_tables(again, "test") | results.training_tables(again)
+    assert {name: table.to_csv() for name, table in found.items() if name != "fits"} == tables
+    assert content(again.store.root) == files
+    assert any("adapter_model.safetensors" in name for name in files) and again.store.done
+
+
+RUN = """
+import os, signal, sys
+sys.path[:0] = [sys.argv[1], sys.argv[2]]
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+import test_experiment as T
+kind, count = sys.argv[4], int(sys.argv[5])
+module = {"replace": os, "step": torch.optim.AdamW}[kind]
+keep, seen = getattr(module, kind), []
+def stop(*arguments, **more):
+    seen.append(1)
+    if len(seen) == count:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return keep(*arguments, **more)
+setattr(module, kind, stop)
+found = T.experiment(Path(sys.argv[3]))
+found.run()
+found.examine("test")
+"""
+
+
+def test_a_run_killed_at_several_points_and_resumed_has_the_same_bytes(reference, tiny_base, own_home):
+    """Killed in the first round's second cohort, in the second round's training, and in the exam; then resumed."""
+    _, files, _ = reference
+    for kind, count in (("replace", 3), ("step", 2), ("replace", 6)):
+        arguments = [sys.executable, "-c", RUN, str(HERE), str(HERE.parent), str(tiny_base), kind, str(count)]
+        done = subprocess.run(arguments, check=False, capture_output=True, text=True)
+        assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    resumed = experiment(tiny_base)
+    resumed.run()
+    resumed.grade("test")
+    found = {name: data for name, data in content(resumed.store.root).items() if not Path(name).name.startswith(".")}
+    assert {name: data for name, data in found.items() if "/training/" not in name} == files
+
+
+def test_what_is_done_is_not_done_again(reference, tiny_base, monkeypatch):
+    home, files, _ = reference
+    monkeypatch.setenv("DAGGER_NB_HOME", str(home))
+
+    class Nobody:
+        def run(self, jobs: Sequence[CohortJob]) -> Iterator[None]:
+            assert not jobs
+            yield from ()
+
+    again = Experiment("dagger", small(tiny_base), Nobody(), silent)
+    again.run()
+    assert len(again.examine("test")) == 3
+    assert content(again.store.root) == files
+
+
+def test_workers_and_budgets_of_exams_are_no_part_of_the_run(reference, tiny_base, monkeypatch):
+    home, _, _ = reference
+    monkeypatch.setenv("DAGGER_NB_HOME", str(home))
+    root = experiment(tiny_base).store.root
+    assert experiment(tiny_base, workers=2, tasks__test=2, evaluation__slip_rate=0.5).store.root == root
+    assert experiment(tiny_base, training__passes=2).store.root != root
+    assert experiment(tiny_base, seed=1).store.root != root
+
+
+def test_an_exam_of_another_size_is_another_exam(reference, tiny_base, monkeypatch):
+    """A budget that ends within a cohort must not find the shorter cohort of a smaller budget, or the reverse."""
+    home, _, _ = reference
+    monkeypatch.setenv("DAGGER_NB_HOME", str(home))
+    for count in (3, 2):
+        found = experiment(tiny_base, "base", tasks__test=count, episode__cohort=4)
+        ids = [t.instance_id for record in found.examine("test") for t in record.trajectories]
+        assert ids == [task.instance_id for task in found.exam_tasks("test")] and len(ids) == count
+
+
+def test_an_edited_cohort_stops_the_run_with_its_name(tiny_base, own_home):
+    first = experiment(tiny_base, tasks__tasks_per_round=1, dagger__rounds=1)
+    first.collect(1)
+    path = first.store.cohort_path("rounds/01", 0)
+    path.write_bytes(path.read_bytes().replace(b'"actor":"teacher"', b'"actor":"student"', 1))
+    with pytest.raises(DataError, match="0000.jsonl is torn or was edited"):
+        first.collect(1)
+
+
+def test_a_full_disk_loses_no_finished_cohort(tiny_base, own_home, monkeypatch):
+    found = experiment(tiny_base)
+    keep, calls = os.replace, []
+
+    def full(*arguments: object) -> None:
+        calls.append(1)
+        if len(calls) > 1:
+            raise OSError(28, "No space left on device")
+        keep(*arguments)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(EnvironmentProblem, match="disk is full"):
+        found.collect(1)
+    monkeypatch.undo()
+    monkeypatch.setenv("DAGGER_NB_HOME", str(own_home))
+    assert [path.name for path in sorted((found.store.root / "rounds/01").iterdir())] == ["0000.jsonl"]
+    assert len(found.collect(1)) == 2
+
+
+# --- methods and exams as data -------------------------------------------------------------------------------
+
+
+def test_every_recipe_trains_on_the_same_tasks(tiny_base, own_home):
+    seen = {}
+    for name in ("sft", "dagger", "switch"):
+        one = experiment(tiny_base, name)
+        seen[name] = [task.instance_id for r in range(1, one.recipe.rounds + 1) for task in one.training_tasks(r)]
+    assert seen["sft"] == seen["dagger"] == seen["switch"] and len(set(seen["sft"])) == 4
+    other = experiment(tiny_base, seed=1)
+    assert not set(seen["sft"]) & {task.instance_id for task in other.training_tasks(1)}
+
+
+def test_recipes_are_data(tiny_base):
+    settings = small(tiny_base)
+    assert [recipe(name, settings).name for name in RECIPES] == list(RECIPES)
+    assert recipe("base", settings).rounds == 0
+    sft, dagger, switch = (recipe(name, settings) for name in ("sft", "dagger", "switch"))
+    assert (sft.rounds, sft.tasks_per_round) == (1, 4) and (dagger.rounds, dagger.tasks_per_round) == (2, 2)
+    assert isinstance(dagger.mixer, BernoulliMixer) and [dagger.mixer.schedule.beta(i) for i in (1, 2)] == [1.0, 0.0]
+    assert isinstance(switch.mixer, SwitchMixer) and switch.mixer.longest == settings.episode.max_turns
+    with pytest.raises(ConfigError, match="did you mean 'dagger'"):
+        recipe("daggr", settings)
+
+
+def test_an_unknown_exam_is_refused(tiny_base, own_home):
+    with pytest.raises(ConfigError, match="unknown exam 'final'"):
+        experiment(tiny_base, "base").examine("final")
+
+
+def test_exams_differ_in_who_acts_and_how(tiny_base, own_home):
+    found = experiment(tiny_base, "base", tasks__test=1)
+    shadow = found.examine("test-teacher-states")[0]
+    assert {turn.actor for turn in shadow.trajectories[0].turns} == {"teacher"}
+    assert len(shadow.shadows) == len(shadow.trajectories[0].turns)
+    alone, hot = found.examine("test")[0].trajectories[0], found.examine("test-sampled")[0].trajectories[0]
+    assert {turn.actor for turn in (*alone.turns, *hot.turns)} == {"student"}
+    assert alone.turns[0].token_ids != hot.turns[0].token_ids
+    groups = {found._exam_group(exam, found.student_after(0)) for exam in EXAMS.values()}
+    assert len(groups) == len(EXAMS)
+
+
+def test_an_infrastructure_failure_is_no_failed_task(tiny_base, own_home, monkeypatch):
+    found = experiment(tiny_base, "base", tasks__test=1)
+    record = found.examine("test")[0]
+    broken = [t.__class__(**{f: getattr(t, f) for f in t.__slots__} | {"stop": StopReason.INFRASTRUCTURE, "detail": "d"})
+              for t in record.trajectories]  # fmt: skip
+    monkeypatch.setattr(found, "examine", lambda *_, **__: [CohortRecord(tuple(broken), record.labels, {})])
+    (grade,) = found.grade("test")
+    assert grade.status.value == "infrastructure" and grade.detail == "d"
+
+
+# --- workers -------------------------------------------------------------------------------------------------
+
+
+def test_workers_give_the_bytes_of_one_process_and_a_dead_one_is_told(reference, tiny_base, own_home):
+    _, files, _ = reference
+    with Fleet(1) as fleet:
+        found = Experiment("dagger", small(tiny_base), fleet, silent)
+        found.collect(1)
+        assert found.store.cohort_path("rounds/01", 1).read_bytes() == files["rounds/01/0001.jsonl"]
+        for process in fleet._pool._processes.values():
+            os.kill(process.pid, signal.SIGKILL)
+        for _ in range(2):  # also when it is asked again
+            with pytest.raises(EnvironmentProblem, match="worker process died"):
+                Experiment("switch", small(tiny_base), fleet, silent).collect(1)
+
+
+def test_the_manifest_says_what_protects_and_where_it_ran(reference):
+    home, _, _ = reference
+    (manifest,) = home.rglob("manifest.json")
+    found = json.loads(manifest.read_text())
+    assert found["sandbox"]["network"] and found["versions"]["torch"] and "+" not in found["versions"]["torch"]
+    root = manifest.parent
+    assert {name: store.file_sha256(root / name) for name in found["files"]} == found["files"]
