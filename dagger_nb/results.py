@@ -202,6 +202,8 @@ def verdict(row: Mapping[str, object]) -> str:
     sign = "beats" if row["low"] > 0 else "loses to" if row["high"] < 0 else "is not told apart from"
     difference, low, high, seen = (100 * row[name] for name in ("difference", "low", "high", "detectable"))
     power = f"a difference of {seen:.1f} would be seen" if isfinite(seen) else "no difference would be seen"
+    if low == high:
+        power = "no pair differs, which is no evidence that the recipes are equal"
     return (
         f"{row['split']}: {row['recipe']} {sign} {row['baseline']}: {difference:+z.1f} points "
         f"[{low:+z.1f}, {high:+z.1f}], McNemar p = {row['p_pooled']:.2g} "

@@ -72,7 +72,9 @@ def test_a_phrase_is_one_token_where_no_longer_one_takes_it(renderer):
 
 
 def test_a_number_is_the_same_token_after_any_character(renderer):
-    ids = [renderer.tokenizer.encode(f"{before}42", add_special_tokens=False)[-1] for before in (" ", ",", "\n", "[", "x")]
+    ids = [
+        renderer.tokenizer.encode(f"{before}42", add_special_tokens=False)[-1] for before in (" ", ",", "\n", "[", "x")
+    ]
     assert len(set(ids)) == 1
 
 
@@ -148,7 +150,9 @@ def test_a_killed_pretraining_goes_on_to_the_same_weights(tmp_path, tiny_base, m
     straight = weights(pretrain.train(RECIPE, prepared(tmp_path / "straight", tiny_base)))
     killed = prepared(tmp_path / "killed", tiny_base)
     arguments = [sys.executable, "-c", TRAIN, str(killed), str(step), when, str(here), str(here.parent)]
-    assert subprocess.run(arguments, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"}).returncode == -signal.SIGKILL
+    assert (
+        subprocess.run(arguments, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"}).returncode == -signal.SIGKILL
+    )
     taken, keep = [], pretrain._step
     monkeypatch.setattr(pretrain, "_step", lambda *arguments: taken.append(1) or keep(*arguments))
     resumed = weights(pretrain.train(RECIPE, killed))

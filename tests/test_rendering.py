@@ -54,10 +54,12 @@ def test_every_action_of_the_teacher_is_parsed_back_from_its_ids(renderer, episo
 
 AWKWARD = [
     Action("", "finish", {}),
-    Action("two\nlines", "execute_bash", {"command": "echo \"a\" 'b' \\ \t | cat <<< \"é→\"\n"}),
+    Action("two\nlines", "execute_bash", {"command": 'echo "a" \'b\' \\ \t | cat <<< "é→"\n'}),
     Action("", "str_replace_editor", {"command": "create", "path": "x", "file_text": "<b>&'\"\u2028\U0001f600\x07"}),
     Action("", "str_replace_editor", {"command": "view", "path": "x", "view_range": [1, -1]}),
-    Action("t", "str_replace_editor", {"command": "insert", "path": "x", "insert_line": 0, "new_str": "{{ a }}{% b %}"}),
+    Action(
+        "t", "str_replace_editor", {"command": "insert", "path": "x", "insert_line": 0, "new_str": "{{ a }}{% b %}"}
+    ),
 ]
 
 

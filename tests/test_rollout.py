@@ -59,7 +59,9 @@ def prompts(count: int, vocabulary: int = 400) -> list[list[int]]:
 def plain_greedy(model, prompt: Sequence[int], new: int, end: int) -> tuple[int, ...]:
     model.set_attn_implementation("sdpa")
     ids = torch.tensor([prompt])
-    out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=new, eos_token_id=end)
+    out = model.generate(
+        ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=new, eos_token_id=end
+    )
     model.set_attn_implementation(ATTENTION)
     return tuple(out[0, len(prompt) :].tolist())
 
@@ -383,14 +385,18 @@ def test_every_visited_state_gets_a_label_with_its_lineage(renderer, train_tasks
         assert (label.actor, label.beta, label.policy) == (turn.actor, turn.beta, "base")
         assert (label.teacher, label.template) == ("oracle-1", renderer.template_hash)
         assert label.lesson == (turn.actor == "student")  # the script never says what the teacher would
-        assert renderer.parse(label.token_ids) == label.action == teacher.label(train_tasks[0], found.turns[: turn.index])
+        assert (
+            renderer.parse(label.token_ids) == label.action == teacher.label(train_tasks[0], found.turns[: turn.index])
+        )
 
 
 def test_a_real_model_keeps_its_cache_across_turns(renderer, train_tasks, cohort):
     """Tokens fed to the model: each token of an episode once, and at most one more a turn."""
     session = cohort(1, limit=4000)
     fed = count_fed(session)
-    found = play(renderer, train_tasks[:1], (), session=session, limits=Limits(max_turns=5, context=4000, loop_repeats=9))
+    found = play(
+        renderer, train_tasks[:1], (), session=session, limits=Limits(max_turns=5, context=4000, loop_repeats=9)
+    )
     turns = found[0].trajectory.turns
     total = found[0].trajectory.prompt_tokens + sum(len(t.token_ids) + t.observation_tokens for t in turns)
     assert len(turns) == 5

@@ -118,7 +118,9 @@ def test_lines_are_counted_as_grep_and_sed_count_them():
 
 
 @pytest.mark.parametrize("command", ["view", "create", "str_replace", "insert"])
-@pytest.mark.parametrize("path", ["/etc/passwd", "../x", "/testbed/../etc/passwd", "tests", "/testbed", "no.py/x", ".git/x"])
+@pytest.mark.parametrize(
+    "path", ["/etc/passwd", "../x", "/testbed/../etc/passwd", "tests", "/testbed", "no.py/x", ".git/x"]
+)
 def test_a_path_that_is_not_an_ordinary_file_gives_an_error_and_changes_nothing(command, path, train_tasks, sandboxes):
     sandbox = sandboxes.open(train_tasks[0])
     arguments = {"command": command, "path": path, "old_str": "a", "new_str": "b", "file_text": "x", "insert_line": 0}
@@ -189,7 +191,7 @@ def test_any_reply_whatever_parses_to_something():
 def test_a_thought_and_its_call_are_told_apart():
     action = scaffold.parse("  Run it. \n" + call(name="execute_bash", arguments={"command": "ls </tool_x> | wc"}))
     assert action == Action("Run it. \nWell.", "execute_bash", {"command": "ls </tool_x> | wc"})
-    assert scaffold.parse("<tool_call>{\"name\": \"finish\"}</tool_call>").tool == "finish"
+    assert scaffold.parse('<tool_call>{"name": "finish"}</tool_call>').tool == "finish"
 
 
 def test_arguments_are_said_in_the_schemas_order_also_after_json():

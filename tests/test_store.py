@@ -80,7 +80,8 @@ def test_an_edited_file_is_named_and_refused(run):
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"\n", b"{}\n", b"hello\n", b"\xff\n", b'{"type":"Trajectory"}\n{"type":"Shadows","rows":[]}\n', b"[]\n"]
+    "body",
+    [b"", b"\n", b"{}\n", b"hello\n", b"\xff\n", b'{"type":"Trajectory"}\n{"type":"Shadows","rows":[]}\n', b"[]\n"],
 )
 def test_a_foreign_file_with_a_right_checksum_is_refused(tmp_path, body):
     path = tmp_path / "0000.jsonl"
@@ -112,7 +113,13 @@ def test_a_torn_configuration_is_named(run):
 
 @pytest.mark.parametrize(
     ("mode", "window", "rounds"),
-    [("union", 2, [1, 2, 3, 4]), ("current", 2, [4]), ("window", 1, [4]), ("window", 3, [2, 3, 4]), ("window", 9, [1, 2, 3, 4])],
+    [
+        ("union", 2, [1, 2, 3, 4]),
+        ("current", 2, [4]),
+        ("window", 1, [4]),
+        ("window", 3, [2, 3, 4]),
+        ("window", 9, [1, 2, 3, 4]),
+    ],
 )
 def test_aggregation_is_one_setting(mode, window, rounds):
     assert rounds_to_train_on(4, mode, window) == rounds
@@ -200,7 +207,9 @@ store.write_text(Path(sys.argv[1]), "new" * 100_000)
 @pytest.mark.parametrize("where", ["fsync", "replace"])
 def test_a_killed_write_leaves_the_old_file_whole(tmp_path, where):
     target = write_text(tmp_path / "0000.jsonl", "old")
-    done = subprocess.run([sys.executable, "-c", KILLED, str(target), where], cwd=Path(__file__).parents[1], check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(target), where], cwd=Path(__file__).parents[1], check=False
+    )
     assert done.returncode == -9
     assert target.read_text() == "old"
     assert sorted(path.name for path in tmp_path.glob("[0-9]*.jsonl")) == ["0000.jsonl"]

@@ -230,7 +230,14 @@ def removed(rng: random.Random, task: Task) -> Action:
 
 
 def git_command(rng: random.Random, task: Task) -> Action:
-    commands = ["git checkout .", "git stash", "git commit -qam x", "git add -A && git stash", "git clean -fdxq", "git log"]
+    commands = [
+        "git checkout .",
+        "git stash",
+        "git commit -qam x",
+        "git add -A && git stash",
+        "git clean -fdxq",
+        "git log",
+    ]
     commands += ["git status", "git diff", "git show", "git init -q sub", "git mv pytest.ini x.ini", "rm -rf .git"]
     return bash(rng.choice([*commands, f"git checkout -- {source(rng, task)}", "git checkout -- nowhere.py"]))
 
@@ -256,7 +263,7 @@ def look(rng: random.Random, task: Task) -> Action:
     )
 
 
-def tested(rng: random.Random, task: Task) -> Action:
+def try_tests(rng: random.Random, task: Task) -> Action:
     test = rng.choice(sorted(p for p in task.files if p.startswith("tests/")))
     commands = [teacher.RUN_TESTS, f"python -m pytest {test}", "python -m pytest -x", "python -m pytest -q", "pytest"]
     return bash(rng.choice([*commands, teacher.SHOW_DIFF, teacher.SHOW_NEW_FILES]))
@@ -268,7 +275,7 @@ def malformed(rng: random.Random, task: Task) -> Action:
 
 JUNK: Sequence[Junk] = (
     wrong_replacement, wrong_replacement, half_right, failing_replacement, created, created, inserted, shell_edit,
-    shell_edit, removed, git_command, look, look, tested, malformed,
+    shell_edit, removed, git_command, look, look, try_tests, malformed,
 )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ The teacher never uses the state of the files, only what the history has shown:
 * damage counts once a test, a diff or a listing has shown it: an edit after which the first failure is the
   same as before (or a new failure appears) leads to `git diff`; a wrong hunk or a damaged function that is
   on the screen leads to `git checkout` of that file; when nothing explains a failure everything is reset;
-* files may be left behind by any command but a replacement: before it finishes it then lists them, and cleans;
+* any command but a replacement may leave new files: before a reset and before it finishes it lists and removes them;
 * after a failed `str_replace` it views the lines again and then replaces by line number with `sed`;
 * nothing is done again in vain: where a look showed nothing, or a change did not hold, it takes the next way.
 """
@@ -118,9 +118,10 @@ class _Reading:
         failures = _failures(self.turns[self.runs[-1]].observation)
         shown = self._shown_diff()
         if shown is not None:
-            wrong = self._wrong_path(shown)
+            wrong = self._wrong_paths(shown)
             if wrong:
-                return self._if_it_holds(self._bash("This change is wrong. Undo it.", f"git checkout -- {wrong}"))
+                undo = f"git checkout -- {' '.join(wrong)}"
+                return self._if_it_holds(self._bash("This change is wrong. Undo it.", undo))
             if _CUT.search(shown):
                 return self._bash("Too much has changed. Start again.", RESET_ALL)
         if not failures:
@@ -138,18 +139,22 @@ class _Reading:
     def _close(self, shown: str | None) -> Action:
         if shown is None and self.changes:
             return self._bash("All pass. Check the diff.", SHOW_DIFF)
-        if self._may_have_left_files():
-            listed = self._latest(lambda turn: _command(turn) == SHOW_NEW_FILES)
-            if listed is None:
-                return self._bash("Are there new files?", SHOW_NEW_FILES)
-            if re.search(r"^\?\? ", self.turns[listed].observation, re.MULTILINE):
-                return self._bash("Remove the new files.", CLEAN)
-        return Action("Done.", "finish", {})
+        return self._clean() or Action("Done.", "finish", {})
 
     def _lost(self, shown: str | None) -> Action:
         if shown is None:
             return self._bash("Nothing here is wrong. See what changed.", SHOW_DIFF)
-        return self._bash("Start again from a clean tree.", RESET_ALL)
+        return self._clean() or self._bash("Start again from a clean tree.", RESET_ALL)
+
+    def _clean(self) -> Action | None:
+        """List the new files and remove them, where something may have left any."""
+        if not self._may_have_left_files():
+            return None
+        listed = self._latest(lambda turn: _command(turn) == SHOW_NEW_FILES)
+        if listed is None:
+            return self._bash("Are there new files?", SHOW_NEW_FILES)
+        found = re.search(r"^\?\? ", self.turns[listed].observation, re.MULTILINE)
+        return self._bash("Remove the new files.", CLEAN) if found else None
 
     def _looked_already(self, step: Action) -> bool:
         """Whether the step was taken since the last test run or failed edit; it would show the same again."""
@@ -277,14 +282,15 @@ class _Reading:
         at = self._latest(lambda turn: _command(turn) == SHOW_DIFF)
         return None if at is None else self.turns[at].observation
 
-    def _wrong_path(self, diff: str) -> str | None:
-        """The first file in a `git diff -U0` with a hunk that the gold patch does not have."""
+    def _wrong_paths(self, diff: str) -> list[str]:
+        """The files in a `git diff -U0` with a hunk that the gold patch does not have, in its order."""
         wanted = {(edit.path, edit.old, edit.new) for edit in self.gold.edits}
+        wrong = {}
         for path, removed, added in _hunks(diff):
             pairs = zip(removed, added, strict=False)
             if not removed or len(removed) != len(added) or any((path, old, new) not in wanted for old, new in pairs):
-                return path
-        return None
+                wrong[path] = True
+        return list(wrong)
 
     def _may_have_left_files(self) -> bool:
         """Whether a change since the last cleaning was of a kind that can make new files."""

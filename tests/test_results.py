@@ -1,0 +1,76 @@
+"""The views that notebooks and figures take of result tables."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from dagger_nb import results
+from dagger_nb.errors import DataError
+from dagger_nb.evaluation.comparison import comparison
+
+
+def outcomes(solved: dict[str, list[int]], seed: int = 0) -> pd.DataFrame:
+    rows = [
+        (recipe, seed, f"t{task}", "test", f"r{task}", bool(value))
+        for recipe, values in solved.items()
+        for task, value in enumerate(values)
+    ]
+    return pd.DataFrame(rows, columns=["recipe", "seed", "instance_id", "split", "repo", "resolved"])
+
+
+@pytest.fixture
+def differences() -> pd.DataFrame:
+    solved = {"base": [0] * 20, "dagger": [1] * 15 + [0] * 5, "sft": [1] * 5 + [0] * 15}
+    return comparison(outcomes(solved), rng=np.random.default_rng(0), samples=500)
+
+
+def test_against_turns_every_row_to_the_baseline(differences):
+    found = results.against(differences, "sft").set_index("recipe")
+    assert list(found.index) == ["base", "dagger"] and (found.baseline == "sft").all()
+    assert found.difference.to_dict() == pytest.approx({"base": -0.25, "dagger": 0.5})
+    assert (found.low <= found.difference).all() and (found.difference <= found.high).all()
+    assert found.rate["dagger"] == 0.75 and (found.baseline_rate == 0.25).all()
+
+
+def test_a_verdict_claims_no_more_than_its_interval(differences):
+    rows = {row["recipe"]: row for row in results.against(differences, "sft").to_dict("records")}
+    assert "dagger beats sft: +50.0 points" in results.verdict(rows["dagger"])
+    assert "base loses to sft" in results.verdict(rows["base"])
+    open_ = rows["dagger"] | {"difference": -1e-9, "low": -0.1, "high": 0.1, "detectable": float("nan")}
+    assert "is not told apart from sft: +0.0 points" in results.verdict(open_)
+    assert "no difference would be seen" in results.verdict(open_)
+    assert "no evidence that the recipes are equal" in results.verdict(open_ | {"low": 0.0, "high": 0.0})
+
+
+def test_what_cannot_be_detected_can_be_written_as_json():
+    few = comparison(outcomes({"dagger": [1, 0], "sft": [0, 0]}), rng=np.random.default_rng(0), samples=50)
+    assert np.isinf(few.detectable).all() and results.against(few, "sft").detectable.isna().all()
+
+
+def shares(seeds: int) -> pd.DataFrame:
+    rows = [(s, "sft", first, 10, 40, hits, 0.1, 0.2) for s in range(seeds) for first, hits in ((0, 4), (3, 8 + s))]
+    return pd.DataFrame(rows, columns=["seed", "recipe", "first_turn", "tasks", "turns", "differing", "low", "high"])
+
+
+def test_over_seeds_adds_counts_and_takes_the_units_of_one_seed():
+    by = ["recipe", "first_turn"]
+    pooled = results.over_seeds(shares(2), by, hits="differing", count="turns", units="tasks").set_index("first_turn")
+    assert pooled.differing.to_dict() == {0: 8, 3: 17} and (pooled.turns == 80).all() and (pooled.tasks == 10).all()
+    assert pooled.share[0] == 0.1
+    low, high = results.wilson(0.1 * 10, 10)
+    assert (pooled.low[0], pooled.high[0]) == (low, high)
+
+
+def test_over_seeds_leaves_one_seed_as_it_is_and_an_empty_group_without_a_share():
+    one = shares(1)
+    arguments = {"hits": "differing", "count": "turns", "units": "tasks"}
+    pd.testing.assert_frame_equal(results.over_seeds(one, ["recipe"], **arguments), one)
+    nothing = shares(2).assign(turns=0, differing=0, tasks=0)
+    assert results.over_seeds(nothing, ["recipe", "first_turn"], **arguments).share.isna().all()
+
+
+def test_a_folder_without_results_says_what_to_run(tmp_path):
+    with pytest.raises(DataError, match="run notebooks 03 and 04"):
+        results.load(tmp_path)
