@@ -16,6 +16,9 @@ from dagger_nb import scaffold
 from dagger_nb.errors import DataError
 from dagger_nb.records import Action, Task
 
+_CALL = scaffold.action_message(Action("Well.", "execute_bash", {"command": "ls"}))
+_PROBE = [{"role": "user", "content": "?"}, *[_CALL, scaffold.observation_message("x")] * 2]
+
 
 class Renderer:
     """Renders tasks, actions and observations for one tokenizer (a transformers tokenizer with a chat template)."""
@@ -27,6 +30,7 @@ class Renderer:
         self.tools = [dict(tool) for tool in tools]
         self.end_id: int = tokenizer.eos_token_id
         self.template_hash = hashlib.sha256(tokenizer.chat_template.encode()).hexdigest()[:16]
+        self.check_prefix(_PROBE)
 
     def prompt_ids(self, task: Task) -> tuple[int, ...]:
         """System prompt, tools, problem statement and the generation prompt."""

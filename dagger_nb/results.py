@@ -1,7 +1,7 @@
 """Small tables of what was found: written by the notebooks that compute, read by those that compare and draw.
 
-A folder of results is data/results/<profile>-s<seed>/: one CSV a table, each row with its recipe and seed. The
-tables of the `study` profile are committed, so that notebooks 05 to 07 also run without training anything.
+A folder of results is data/results/<profile>-s<seed>/: one CSV a table, each row with its recipe and seed. Tables in
+data/results/published are committed, so that notebooks 05 to 07 also run without training anything.
 """
 
 from __future__ import annotations
@@ -152,15 +152,20 @@ def load(folder: Path) -> dict[str, pd.DataFrame]:
     found = {name: pd.read_csv(folder / f"{name}.csv") for name in NAMES if (folder / f"{name}.csv").exists()}
     if "outcomes" not in found:
         raise DataError(
-            f"no results in {folder}; run notebooks 03 and 04 of this profile and seed first, or profile='study'"
+            f"no results in {folder}; run notebooks 03 and 04 of this profile and seed first"
         )
     return found
 
 
 def find(profile: str, seed: int) -> Path:
-    """The results folder of a profile and seed: this machine's own, or the committed one of the study."""
-    own, published = paths.result_folder(profile, seed), paths.data() / "results" / "study"
-    return own if (own / "outcomes.csv").exists() else published
+    """The results folder of a profile and seed: this machine's own, or else the published one."""
+    own = paths.result_folder(profile, seed)
+    return own if (own / "outcomes.csv").exists() else published()
+
+
+def published() -> Path:
+    """The committed results, which `python -m dagger_nb.publish` writes."""
+    return paths.data() / "results" / "published"
 
 
 def runs(settings: Settings, fleet: Fleet) -> dict[str, Experiment]:

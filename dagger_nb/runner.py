@@ -213,12 +213,12 @@ def _own_kernel() -> Iterator[None]:
         package_root = str(Path(__file__).resolve().parents[1])
         python_path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH", "")]))
         arguments = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=CRITICAL"]
-        content = {
-            "argv": arguments,
-            "display_name": KERNEL,
-            "language": "python",
-            "env": {"PYTHONPATH": python_path, "IPYTHONDIR": f"{folder}/ipython"},
+        environment = {
+            "PYTHONPATH": python_path,
+            "IPYTHONDIR": f"{folder}/ipython",
+            "PYTHONWARNINGS": "ignore:IProgress not found",  # widgets would break saved notebooks
         }
+        content = {"argv": arguments, "display_name": KERNEL, "language": "python", "env": environment}
         spec.write_text(json.dumps(content))
         with _environment(JUPYTER_PATH=folder, JUPYTER_RUNTIME_DIR=f"{folder}/runtime"):
             yield

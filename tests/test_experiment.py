@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -252,8 +253,7 @@ def test_exams_differ_in_who_acts_and_how(tiny_base, own_home):
 def test_an_infrastructure_failure_is_no_failed_task(tiny_base, own_home, monkeypatch):
     found = experiment(tiny_base, "base", tasks__test=1)
     record = found.examine("test")[0]
-    broken = [t.__class__(**{f: getattr(t, f) for f in t.__slots__} | {"stop": StopReason.INFRASTRUCTURE, "detail": "d"})
-              for t in record.trajectories]  # fmt: skip
+    broken = [replace(t, stop=StopReason.INFRASTRUCTURE, detail="d") for t in record.trajectories]
     monkeypatch.setattr(found, "examine", lambda *_, **__: [CohortRecord(tuple(broken), record.labels, {})])
     (grade,) = found.grade("test")
     assert grade.status.value == "infrastructure" and grade.detail == "d"

@@ -6,6 +6,7 @@ import math
 import random
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 
 import pytest
 from scipy.stats import chisquare, kstest
@@ -81,8 +82,10 @@ def test_rounds_count_from_one():
 
 # --- chance --------------------------------------------------------------------------------------------------
 
-KEYS = [(seed, round_, f"task-{task}", attempt, turn)
-        for seed in (0, 1) for round_ in (1, 2) for task in range(10) for attempt in (0, 1) for turn in range(40)]  # fmt: skip
+KEYS = [
+    (seed, round_, f"task-{task}", attempt, turn)
+    for seed, round_, task, attempt, turn in product((0, 1), (1, 2), range(10), (0, 1), range(40))
+]
 
 
 def test_draws_do_not_depend_on_order_or_concurrency():

@@ -26,7 +26,7 @@ def viewed(turns: list[Turn]) -> str:
     return "\n".join(turn.observation for turn in turns if turn.action.arguments.get("command") == "view")
 
 
-@pytest.mark.parametrize("index", range(6))
+@pytest.mark.parametrize("index", [1, 3, 4, 5])  # in 0 and 2 every line that could slip is a bug
 def test_a_slip_edits_a_right_line_that_was_just_read_into_a_wrong_one(index):
     slips = 0
     for task, turns, sandbox in states(index):
@@ -44,10 +44,9 @@ def test_a_slip_edits_a_right_line_that_was_just_read_into_a_wrong_one(index):
             twin = reenact.Reenactment(task)
             twin.files = dict(sandbox.files)
             if scaffold.execute(slip, twin) == "File edited.":
-                changed = [(a, b) for a, b in zip(sandbox.files[path].split("\n"), twin.files[path].split("\n"), strict=True)
-                           if a != b]  # fmt: skip
-                assert [(a.strip(), b.strip()) for a, b in changed] == [(old, new)]
-    assert slips or index == 0  # whose every line that could slip is a bug
+                lines = zip(sandbox.files[path].split("\n"), twin.files[path].split("\n"), strict=True)
+                assert [(a.strip(), b.strip()) for a, b in lines if a != b] == [(old, new)]
+    assert slips
 
 
 def test_most_slips_are_edits_that_succeed():
