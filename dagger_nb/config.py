@@ -156,7 +156,7 @@ class Settings:
     dagger: DaggerSettings
     seed: Count = 0
     workers: Positive = 2  # sandboxes at work at the same time
-    threads: Positive = 2  # of torch; another number changes results in the last bits
+    threads: Positive = 1  # of torch in training; more only helps on idle cores, and changes the last bits
     episode: EpisodeSettings = field(default_factory=EpisodeSettings)
     student: StudentSettings = field(default_factory=StudentSettings)
     teacher: TeacherSettings = field(default_factory=TeacherSettings)

@@ -161,5 +161,6 @@ def test_a_label_costs_no_test_run_and_an_empty_patch_is_not_run(settings):
 def test_the_committed_rates_predict_every_profile(profile):
     predicted = plan.plan(config.load(profile))
     table = predicted.table()
-    assert (table.drop("all").sum() == pytest.approx(table.loc["all"])) and table.loc["all", "minutes"] > 0
-    assert "profile" in predicted.source and "test runs = turns x" in str(predicted) and "minutes" in str(predicted)
+    assert table.drop("all").sum().to_numpy() == pytest.approx(table.loc["all"].to_numpy())
+    assert table.loc["all", "minutes"] > 0 and "profile" in predicted.source
+    assert "test runs = turns x" in str(predicted) and predicted.source in str(predicted)

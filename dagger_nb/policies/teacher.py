@@ -386,11 +386,17 @@ def _numbered(observation: str) -> list[tuple[int, str]]:
 
 
 def _hunks(diff: str) -> Iterator[tuple[str, list[str], list[str]]]:
-    """(path, removed lines, added lines) of each hunk of a `git diff -U0`; of a cut one, those before the cut."""
+    """(path, removed lines, added lines) of each hunk of a `git diff -U0`; of a cut one, those before the cut.
+
+    A change of a file's mode or of bytes that are no text counts as a hunk without lines.
+    """
     whole = diff if not _CUT.search(diff) else _CUT.split(diff)[0].rpartition("\n@@")[0]
     for part in re.split(r"^diff --git ", whole, flags=re.MULTILINE)[1:]:
         path = re.match(r"a/(\S+)", part)[1]
-        for hunk in re.split(r"^@@", part, flags=re.MULTILINE)[1:] or [""]:
+        head, *hunks = re.split(r"^@@", part, flags=re.MULTILINE)
+        if not hunks or "\nnew mode " in head:
+            yield path, [], []
+        for hunk in hunks:
             lines = hunk.split("\n")[1:]
             yield path, [x[1:] for x in lines if x[:1] == "-"], [x[1:] for x in lines if x[:1] == "+"]
 

@@ -1,0 +1,107 @@
+"""Where records meet the trainer: real episodes, rendered, are trained as trees exactly as label by label."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from dagger_nb.base.reenact import episode
+from dagger_nb.config import LoraSettings
+from dagger_nb.labelling import label_trajectory
+from dagger_nb.policies import teacher
+from dagger_nb.records import Action, StopReason, Trajectory, Turn
+from dagger_nb.store import CohortRecord
+from dagger_nb.tasks import tasks
+from dagger_nb.training.loss import summed_loss
+from dagger_nb.training.mask import TREE, pack
+from dagger_nb.training.model import add_adapter, load_student
+from dagger_nb.training.session import examples_of, segments
+from dagger_nb.training.tree import build_tree, one_by_one, refuse_overlong
+
+JUNK = Action("Look around.", "execute_bash", {"command": "ls"})
+
+
+def executed(task, renderer, seed: int) -> Trajectory:
+    """A teacher's episode in which some read-only turns are a student's that looks elsewhere: lessons in the labels."""
+    rng, turns = random.Random(seed), []
+    for turn in episode(task):
+        if rng.random() < 0.3:
+            turns.append((JUNK, "pytest.ini\ntests"))
+        turns.append((turn.action, turn.observation))
+    made = tuple(
+        Turn(i, "student", action, seen, renderer.action_ids(action), len(renderer.observation_ids(seen)))
+        for i, (action, seen) in enumerate(turns)
+    )
+    prompt = len(renderer.prompt_ids(task))
+    return Trajectory(task.instance_id, 0, 1, "base", made, StopReason.FINISH, "", prompt)
+
+
+@pytest.fixture(scope="module")
+def real(renderer):
+    """Examples of three real episodes with labels at every state, by way of the records that a run keeps."""
+    chosen = tasks("train", 3)
+    paths = [executed(task, renderer, seed) for seed, task in enumerate(chosen)]
+    labels = [
+        label
+        for task, path in zip(chosen, paths, strict=True)
+        for label in label_trajectory(task, path, teacher=teacher.label, name=teacher.NAME, renderer=renderer)
+    ]
+    record = CohortRecord(tuple(paths), tuple(labels), {})
+    by_id = {task.instance_id: task for task in chosen}
+    return chosen, paths, examples_of([record], by_id, renderer, keep="finish", lesson_weight=2.0)
+
+
+def loss_and_gradients(model, trees):
+    model.zero_grad(set_to_none=True)
+    loss = sum(summed_loss(model.get_base_model(), pack([tree]), head_rows=512) for tree in trees)
+    loss.backward()
+    return loss.item(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def test_real_trajectories_train_as_one_sequence_a_label(real, tiny_base):
+    _, _, (examples, dropped) = real
+    model = add_adapter(load_student(tiny_base), LoraSettings(rank=4, alpha=8), seed=0)
+    model.get_base_model().set_attn_implementation(TREE)
+    torch.manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.02)
+    assert dropped == 0 and sum(example.lessons for example in examples) > 3
+    whole, gradients = loss_and_gradients(model, [build_tree(example) for example in examples])
+    singles = [build_tree(single) for example in examples for single in one_by_one(example)]
+    apart, wanted = loss_and_gradients(model, singles)
+    assert whole == pytest.approx(apart, rel=1e-5)
+    assert gradients.keys() == wanted.keys() and gradients
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, wanted[name], rtol=2e-4, atol=2e-4 * float(wanted[name].abs().max()))
+
+
+def test_segments_are_what_was_read_and_said_and_labels_decode_to_calls(real, renderer):
+    chosen, paths, (examples, _) = real
+    for task, path, example in zip(chosen, paths, examples, strict=True):
+        whole = segments(task, path, renderer)
+        assert example.segments == whole
+        assert len(whole.prompt_ids) == path.prompt_tokens
+        for turn, (said, read) in zip(path.turns, whole.turns, strict=True):
+            assert renderer.parse(said).same_call(turn.action) and len(read) == turn.observation_tokens
+        for target in example.targets:
+            meant = teacher.label(task, path.turns[: target.turn])
+            assert renderer.parse(target.ids).same_call(meant)
+            assert target.weight == (2.0 if target.lesson else 1.0)
+        refuse_overlong(example, 4096)
+
+
+def test_the_filter_drops_unfinished_episodes_and_counts_them(real, renderer):
+    import dataclasses
+
+    chosen, paths, _ = real
+    looped = dataclasses.replace(paths[0], stop=StopReason.LOOP)
+    labels = tuple(
+        label_trajectory(chosen[0], looped, teacher=teacher.label, name=teacher.NAME, renderer=renderer)
+    )
+    record, by_id = CohortRecord((looped,), labels, {}), {chosen[0].instance_id: chosen[0]}
+    assert examples_of([record], by_id, renderer, keep="finish", lesson_weight=1.0) == ([], 1)
+    kept, dropped = examples_of([record], by_id, renderer, keep="none", lesson_weight=1.0)
+    assert len(kept) == 1 and dropped == 0
