@@ -139,9 +139,8 @@ class DaggerSettings:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationSettings:
-    """How students are judged: alone, greedy, and sampled once for each of `seeds`."""
+    """How students are judged: alone and greedy; in exams of their own also sampled, and with slips."""
 
-    seeds: tuple[Count, ...] = (0,)
     sampled_temperature: Rate = 0.7
     slip_rate: Fraction = 0.08  # turns at which a plausible wrong edit replaces the student's action
 
@@ -177,14 +176,14 @@ class Settings:
 # Budgets only: every profile sets the same names, and runs the same notebooks and cells.
 PROFILES: Mapping[str, Mapping[str, object]] = {
     "smoke": {
-        "tasks.tasks_per_round": 4,
+        "tasks.tasks_per_round": 3,
         "tasks.dev": 4,
         "tasks.test": 4,
         "tasks.longer": 2,
         "tasks.unseen": 2,
         "tasks.diagnostic": 4,
         "training.passes": 1,
-        "dagger.rounds": 1,
+        "dagger.rounds": 2,
     },
     "tiny": {
         "tasks.tasks_per_round": 24,
@@ -265,16 +264,7 @@ def _checked(name: str, value: object) -> object:
         leaves = [known for known in kinds if known.rpartition(".")[2] == name]
         hint = f" (did you mean {leaves[0]!r}?)" if leaves else nearest(name, kinds)
         raise ConfigError(f"unknown setting {name!r}{hint}; see dagger_nb.config.setting_names() for all of them")
-    kind = kinds[name]
-    if typing.get_origin(kind) is tuple:
-        if not isinstance(value, list | tuple) or not value:
-            raise ConfigError(f"{name} = {value!r} is refused: it must be a list of at least one value")
-        return tuple(_scalar(name, item, typing.get_args(kind)[0]) for item in value)
-    return _scalar(name, value, kind)
-
-
-def _scalar(name: str, value: object, kind: Any) -> object:
-    base, *limits = typing.get_args(kind) or (kind,)
+    base, *limits = typing.get_args(kinds[name]) or (kinds[name],)
     if base is float and type(value) is int:
         value = float(value)
     if type(value) is not base:
@@ -303,9 +293,6 @@ def _refuse_degenerate(settings: Settings) -> None:
         f"teacher.path = student.path = {settings.student.path!r}: a student that labels itself learns nothing; "
         "name another teacher": settings.teacher.path == settings.student.path,
         "tasks.test = 0 leaves nothing to report; set it to at least 1": tasks.test == 0,
-        f"evaluation.seeds = {settings.evaluation.seeds} names a seed twice; each must be another one": (
-            len(set(settings.evaluation.seeds)) < len(settings.evaluation.seeds)
-        ),
         "student.path is empty; name a checkpoint's folder or hub id": not settings.student.path.strip(),
         "teacher.path is empty; use 'scripted', or name a checkpoint": not settings.teacher.path.strip(),
     }

@@ -62,6 +62,8 @@ class Experiment:
     """One recipe under some settings, in its run folder. Every method is a cache hit when its result exists."""
 
     def __init__(self, name: str, settings: Settings, fleet: Fleet, log: Log = print) -> None:
+        if settings.teacher.path != "scripted":
+            raise ConfigError(f"teacher.path = {settings.teacher.path!r}: only the 'scripted' teacher can label yet")
         self.recipe: Recipe = recipe(name, settings)
         self.settings, self.fleet, self.log = settings, fleet, log
         config = identity(name, settings)

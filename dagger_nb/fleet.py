@@ -7,6 +7,7 @@ unit of work and of loss: a killed one is run again from its plans and gives the
 from __future__ import annotations
 
 import multiprocessing
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -78,6 +79,7 @@ _factories: dict[Path | None, object] = {}
 def _prepare() -> None:
     import torch
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the parent's to handle; it closes the pool
     torch.set_num_threads(1)
     quiet()
 
