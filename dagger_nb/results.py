@@ -151,9 +151,7 @@ def load(folder: Path) -> dict[str, pd.DataFrame]:
     """Every table of a results folder. Raises DataError when there is none."""
     found = {name: pd.read_csv(folder / f"{name}.csv") for name in NAMES if (folder / f"{name}.csv").exists()}
     if "outcomes" not in found:
-        raise DataError(
-            f"no results in {folder}; run notebooks 03 and 04 of this profile and seed first"
-        )
+        raise DataError(f"no results in {folder}; run notebooks 03 and 04 of this profile and seed first")
     return found
 
 

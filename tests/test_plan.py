@@ -37,10 +37,11 @@ def cohort(tasks: int, prefix: str) -> CohortRecord:
 
 @pytest.fixture
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    """The smoke profile at home in a temporary folder, with rates of its own."""
+    """The smoke profile of one round, at home in a temporary folder, with rates of its own."""
     monkeypatch.setenv("DAGGER_NB_HOME", str(tmp_path))
     monkeypatch.setattr(rates, "rates_file", lambda: tmp_path / "rates.json")
     monkeypatch.setattr(plan, "rates_file", lambda: tmp_path / "rates.json")
+    monkeypatch.setitem(config.PROFILES, "smoke", {**config.PROFILES["smoke"], "dagger.rounds": 1})
     return config.load("smoke")
 
 

@@ -98,9 +98,7 @@ def test_the_filter_drops_unfinished_episodes_and_counts_them(real, renderer):
 
     chosen, paths, _ = real
     looped = dataclasses.replace(paths[0], stop=StopReason.LOOP)
-    labels = tuple(
-        label_trajectory(chosen[0], looped, teacher=teacher.label, name=teacher.NAME, renderer=renderer)
-    )
+    labels = tuple(label_trajectory(chosen[0], looped, teacher=teacher.label, name=teacher.NAME, renderer=renderer))
     record, by_id = CohortRecord((looped,), labels, {}), {chosen[0].instance_id: chosen[0]}
     assert examples_of([record], by_id, renderer, keep="finish", lesson_weight=1.0) == ([], 1)
     kept, dropped = examples_of([record], by_id, renderer, keep="none", lesson_weight=1.0)

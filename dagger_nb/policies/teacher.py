@@ -9,7 +9,7 @@ The teacher never uses the state of the files, only what the history has shown:
 * damage counts once a test, a diff or a listing has shown it: an edit after which the first failure is the
   same as before (or a new failure appears) leads to `git diff`; a wrong hunk or a damaged function that is
   on the screen leads to `git checkout` of that file; when nothing explains a failure everything is reset;
-* any command but a replacement may leave new files: before a reset and before it finishes it lists and removes them;
+* any command but a replacement may leave new files: before it undoes and before it finishes it lists and removes them;
 * after a failed `str_replace` it views the lines again and then replaces by line number with `sed`;
 * nothing is done again in vain: where a look showed nothing, or a change did not hold, it takes the next way.
 """
@@ -44,7 +44,7 @@ _FAILURE = re.compile(r"^(FAILED|ERROR) ([^\s]+)", re.MULTILINE)
 _IMPORT_LINE = re.compile(
     r'File "/testbed/([^"]+)", line (\d+), in <module>\n\s+(.*)\nImportError: cannot import name \'(\w+)\''
 )
-IN_VAIN = 3  # times that the same change may be needed before everything is reset
+IN_VAIN = 2  # times that the same change may be made before its third need resets everything
 _DONE = re.compile(r"^=*\s*\d+ (?:passed|failed|errors?)\b", re.MULTILINE)
 
 
@@ -121,7 +121,7 @@ class _Reading:
             wrong = self._wrong_paths(shown)
             if wrong:
                 undo = f"git checkout -- {' '.join(wrong)}"
-                return self._if_it_holds(self._bash("This change is wrong. Undo it.", undo))
+                return self._clean() or self._if_it_holds(self._bash("This change is wrong. Undo it.", undo))
             if _CUT.search(shown):
                 return self._bash("Too much has changed. Start again.", RESET_ALL)
         if not failures:
