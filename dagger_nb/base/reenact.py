@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import re
+import threading
 import traceback
 from collections.abc import Iterator
 
@@ -18,6 +19,7 @@ from dagger_nb.records import Task, Turn
 from dagger_nb.sandboxes.protocol import CommandResult
 from dagger_nb.tasks.execution import Program
 
+_PARSING = threading.Lock()  # in CPython 3.11 ast.parse counts its recursion wrongly when two threads use it at once
 WIDTH = 80  # columns of the terminal that pytest believes in
 
 
@@ -108,7 +110,9 @@ def _namespace(program: Program, path: str) -> dict | Exception:
 
 def _failure(space: dict, source: str, name: str) -> str:
     """What pytest says in one line of the first assert that does not hold."""
-    function = next(n for n in ast.parse(source).body if isinstance(n, ast.FunctionDef) and n.name == name)
+    with _PARSING:
+        tree = ast.parse(source)
+    function = next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == name)
     for statement in function.body:
         left, right = (ast.unparse(side) for side in (statement.test.left, statement.test.comparators[0]))
         try:

@@ -66,8 +66,8 @@ def train_adapter(
         model, examples, settings.training, context=settings.episode.context, output_dir=work, seed=seed, progress=log
     )
     adapter = save_adapter(model, folder)
-    write_json(folder / "fit.json", _report(result) | {"adapter": adapter, "episodes_dropped": dropped})
     shutil.rmtree(work)
+    write_json(folder / "fit.json", _report(result) | {"adapter": adapter, "episodes_dropped": dropped})
     return folder
 
 
