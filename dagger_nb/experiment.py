@@ -91,7 +91,7 @@ class Experiment:
             self.recipe.mixer, self.student_after(round_ - 1), self.settings.episode.temperature
         )
         title = f"{self.recipe.name} round {round_}/{self.recipe.rounds}"
-        self._run_missing(self.store, group, plans, conditions, self.student_after(round_ - 1), title)
+        self._run_missing(group, plans, conditions, self.student_after(round_ - 1), title)
         return list(self.store.cohorts(group))
 
     def training_tasks(self, round_: int) -> list[Task]:
@@ -144,20 +144,16 @@ class Experiment:
         """The student's episodes in an exam, labelled for diagnosis; `round_` judges an earlier student."""
         exam = _exam(exam_name)
         student = self.student_after(self.recipe.rounds if round_ is None else round_)
-        group, plans = self._exam_group(exam, student), [Plan(task) for task in self.exam_tasks(exam_name)]
+        group, plans = self.exam_group(exam, student), [Plan(task) for task in self.exam_tasks(exam_name)]
         mixer = TEACHER_ALONE if exam.shadow else STUDENT_ALONE
         temperature = self.settings.evaluation.sampled_temperature if exam.sampled else 0.0
         conditions = self._conditions(mixer, student, temperature, slips=exam.slips, shadow=exam.shadow)
-        self._run_missing(self.store, group, plans, conditions, student, f"{self.recipe.name} {exam.name}")
+        self._run_missing(group, plans, conditions, student, f"{self.recipe.name} {exam.name}")
         return list(self.store.cohorts(group))
 
     def exam_tasks(self, exam_name: str) -> list[Task]:
         exam = _exam(exam_name)
-        return tasks(exam.split, self._exam_size(exam))
-
-    def _exam_size(self, exam: Exam) -> int:
-        budget, beside = self.settings.tasks, exam.sampled or exam.slips or exam.shadow
-        return min(budget.diagnostic, budget.test) if beside else getattr(budget, exam.split)
+        return tasks(exam.split, exam_size(exam, self.settings))
 
     def grade(self, exam_name: str, *, round_: int | None = None) -> list[Grade]:
         """The verdict on each episode's patch, in task order, in a fresh sandbox; equal patches are graded once."""
@@ -165,7 +161,7 @@ class Experiment:
 
         records = self.examine(exam_name, round_=round_)
         student = self.student_after(self.recipe.rounds if round_ is None else round_)
-        folder = self.store.root / self._exam_group(_exam(exam_name), student)
+        folder = self.store.root / self.exam_group(_exam(exam_name), student)
         trajectories = [trajectory for record in records for trajectory in record.trajectories]
         model_name = f"{self.recipe.name}-{student.name}"
         write_predictions(
@@ -181,12 +177,12 @@ class Experiment:
             for t, verdict in zip(trajectories, grades, strict=True)
         ]
 
-    def _exam_group(self, exam: Exam, student: Version) -> str:
+    def exam_group(self, exam: Exam, student: Version) -> str:
         """What decides an exam's cohorts and is not in the run's own configuration is in the group's name."""
         evaluation = self.settings.evaluation
         rate = f"-{evaluation.slip_rate:g}" if exam.slips else ""
         heat = f"-{evaluation.sampled_temperature:g}" if exam.sampled else ""
-        return f"evaluation/{student.name}/{exam.name}{rate}{heat}-{self._exam_size(exam)}"
+        return f"evaluation/{student.name}/{exam.name}{rate}{heat}-{exam_size(exam, self.settings)}"
 
     # -- cohorts
 
@@ -206,14 +202,14 @@ class Experiment:
         )
 
     def _run_missing(
-        self, store: RunStore, group: str, plans: Sequence[Plan], conditions: Conditions, student: Version, title: str
+        self, group: str, plans: Sequence[Plan], conditions: Conditions, student: Version, title: str
     ) -> None:
         cohorts = in_cohorts(plans, self.settings.episode.cohort)
-        missing = [n for n in range(len(cohorts)) if not store.cohort_path(group, n).exists()]
+        missing = [n for n in range(len(cohorts)) if not self.store.cohort_path(group, n).exists()]
         jobs = [CohortJob(n, cohorts[n], conditions, student, observation_cache()) for n in missing]
         done = len(cohorts) - len(missing)
         for job, record, seconds in self.fleet.run(jobs):
-            store.write_cohort(group, job.number, record)
+            self.store.write_cohort(group, job.number, record)
             done += 1
             self.log(progress_line(title, done, len(cohorts), record, seconds))
 
@@ -247,6 +243,12 @@ def _broken(trajectory: Trajectory) -> bool:
 def observation_cache() -> Path:
     """The file in which all workers remember what commands printed."""
     return paths.cache() / "observations.sqlite"
+
+
+def exam_size(exam: Exam, settings: Settings) -> int:
+    """How many tasks an exam has: those of its split, and only `tasks.diagnostic` of them in a diagnosis."""
+    size = getattr(settings.tasks, exam.split)
+    return min(settings.tasks.diagnostic, size) if exam.sampled or exam.slips or exam.shadow else size
 
 
 def _exam(name: str) -> Exam:

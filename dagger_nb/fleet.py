@@ -9,7 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -137,6 +137,3 @@ def progress_line(title: str, done: int, total: int, record: CohortRecord, secon
         f"{title} · {done}/{total} cohorts · {len(record.trajectories)} episodes, {finished} submitted · "
         f"{len(turns)} turns, {dose:.0%} by the teacher · {lessons} lessons · {seconds:.0f} s"
     )
-
-
-Report = Callable[[str], None]

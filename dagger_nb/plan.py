@@ -30,7 +30,7 @@ import pandas as pd
 from dagger_nb import config, results, usage
 from dagger_nb.config import Settings
 from dagger_nb.errors import DaggerError, DataError
-from dagger_nb.experiment import EXAMS, Exam, Experiment
+from dagger_nb.experiment import EXAMS, Experiment, exam_size
 from dagger_nb.fleet import Fleet
 from dagger_nb.rates import Rates, measure, rate_of, rates_file, seconds_per_turn, time_grading
 from dagger_nb.recipes import RECIPES, Recipe, recipe
@@ -93,12 +93,6 @@ def _of_recipe(chosen: Recipe, settings: Settings, rates: Rates) -> Iterator[Usa
             yield _episodes(f"{chosen.name} {exam.name}", kind, sizes[exam.name], settings, rates)
     patches = sum(sizes[exam.name] for exam in exams if not exam.shadow)
     yield _grading(chosen.name, patches, settings, rates)
-
-
-def exam_size(exam: Exam, settings: Settings) -> int:
-    """How many tasks an exam has: those of its split, and only `tasks.diagnostic` of them in a diagnosis."""
-    size = getattr(settings.tasks, exam.split)
-    return min(settings.tasks.diagnostic, size) if exam.sampled or exam.slips or exam.shadow else size
 
 
 def _episodes(phase: str, kind: str, episodes: int, settings: Settings, rates: Rates) -> Usage:

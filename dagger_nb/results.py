@@ -174,7 +174,7 @@ def runs(settings: Settings, fleet: Fleet) -> dict[str, Experiment]:
 
 def exam_group(run: Experiment, exam_name: str) -> str:
     """Where in its run folder the final student of a finished run left an exam (cohorts, predictions.jsonl)."""
-    return run._exam_group(EXAMS[exam_name], run.student_after(run.recipe.rounds))
+    return run.exam_group(EXAMS[exam_name], run.student_after(run.recipe.rounds))
 
 
 def predictions(run: Experiment, exam_name: str = "test") -> tuple[Prediction, ...]:

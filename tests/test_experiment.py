@@ -246,7 +246,7 @@ def test_exams_differ_in_who_acts_and_how(tiny_base, own_home):
     alone, hot = found.examine("test")[0].trajectories[0], found.examine("test-sampled")[0].trajectories[0]
     assert {turn.actor for turn in (*alone.turns, *hot.turns)} == {"student"}
     assert alone.turns[0].token_ids != hot.turns[0].token_ids
-    groups = {found._exam_group(exam, found.student_after(0)) for exam in EXAMS.values()}
+    groups = {found.exam_group(exam, found.student_after(0)) for exam in EXAMS.values()}
     assert len(groups) == len(EXAMS)
 
 

@@ -100,10 +100,8 @@ def _report(dots: str, summary: list[str], failed: int, passed: int, errors: int
 
 
 def _namespace(program: Program, path: str) -> dict | Exception:
-    from dagger_nb.tasks.execution import _Modules
-
     try:
-        return _Modules(program.codes).run(path, path)
+        return program.run(path)
     except Exception as error:
         return error
 
