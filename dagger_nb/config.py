@@ -89,17 +89,59 @@ class EpisodeSettings:
 
 @dataclass(frozen=True, slots=True)
 class StudentSettings:
-    """The student's checkpoint (a folder relative to the project, or a hub id) and whether its base is NF4."""
+    """The student's checkpoint (a folder relative to the project, or a hub id), how it is packed, and who runs it."""
 
     path: str = "data/base"
-    quantise: bool = True
+    revision: str = ""  # of a hub id: a commit to pin; empty takes the newest and records it
+    quantise: bool = True  # NF4 base
+    back_end: Annotated[str, OneOf(("local", "vllm"))] = "local"
 
 
 @dataclass(frozen=True, slots=True)
 class TeacherSettings:
-    """Who labels: `scripted` is the oracle of the generated tasks; otherwise a checkpoint's folder or hub id."""
+    """Who labels: `scripted` is the oracle of the generated tasks; otherwise a model, at an endpoint or served here."""
 
-    path: str = "scripted"
+    path: str = "scripted"  # or a checkpoint's folder, a hub id, the model's name at the endpoint
+    revision: str = ""
+    endpoint: str = ""  # URL of any OpenAI-compatible server; empty: vLLM serves `path` on this machine
+    style: Annotated[str, OneOf(("native", "hermes", "qwen3_coder", "text"))] = "native"  # how it calls tools
+    key_variable: str = "OPENAI_API_KEY"  # the environment variable that holds the key; the key itself is never kept
+
+
+@dataclass(frozen=True, slots=True)
+class LabelSettings:
+    """Which states are labelled, and hard limits on what the labels of a run may cost (0: no limit)."""
+
+    states: Annotated[str, OneOf(("every", "kth", "student", "first"))] = "every"
+    k: Positive = 1  # every k-th turn, or the first k turns
+    queries: Count = 0
+    tokens: Count = 0  # prompt and completion together
+    money: Amount = 0.0  # in the currency of the prices below
+    price_prompt: Amount = 0.0  # for a million tokens
+    price_cached: Amount = 0.0
+    price_completion: Amount = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxSettings:
+    """Where actions run. The limits are of one container; the local back end has its own (`sandboxes.Limits`)."""
+
+    back_end: Annotated[str, OneOf(("local", "docker"))] = "local"
+    cpus: Rate = 4.0
+    memory_gb: Rate = 16.0
+    processes: Positive = 512
+    images_gb: Rate = 200.0  # disk that pulled images may take before the least recently used are removed
+
+
+@dataclass(frozen=True, slots=True)
+class ServingSettings:
+    """How vLLM is started on this machine."""
+
+    python: str = ""  # the interpreter of vLLM's own environment; empty: this one
+    weights: Annotated[str, OneOf(("nf4", "bf16", "dequantised"))] = "dequantised"  # of the base that adapters sit on
+    memory_share: Annotated[float, Range(0, 1, open=True)] = 0.9  # of the GPU
+    start_timeout_s: Rate = 900.0
+    concurrency: Positive = 128  # episodes at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +201,9 @@ class Settings:
     episode: EpisodeSettings = field(default_factory=EpisodeSettings)
     student: StudentSettings = field(default_factory=StudentSettings)
     teacher: TeacherSettings = field(default_factory=TeacherSettings)
+    labels: LabelSettings = field(default_factory=LabelSettings)
+    sandbox: SandboxSettings = field(default_factory=SandboxSettings)
+    serving: ServingSettings = field(default_factory=ServingSettings)
     lora: LoraSettings = field(default_factory=LoraSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
 

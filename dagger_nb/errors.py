@@ -4,7 +4,8 @@ DaggerError
 ├── ConfigError (ValueError)         a setting, recipe, profile or parameter is wrong
 ├── DataError (ValueError)           a record, store file or task is torn, edited or of another format
 ├── EnvironmentProblem (RuntimeError) the machine lacks something: a tool, disk, a permission
-│   └── SandboxError                 the sandbox itself failed; never counted as a failed task
+│   ├── SandboxError                 the sandbox itself failed; never counted as a failed task
+│   └── PolicyError                  a served model or an endpoint gave no answer in spite of retries
 └── BudgetError (RuntimeError)       a hard limit on turns, tokens, queries or money would be overrun
 
 A message says what happened, where, and what to do next.
@@ -29,6 +30,10 @@ class EnvironmentProblem(DaggerError, RuntimeError):
 
 class SandboxError(EnvironmentProblem):
     """The sandbox itself failed. An infrastructure failure is never scored as a failed task."""
+
+
+class PolicyError(EnvironmentProblem):
+    """A served model or an endpoint gave no answer in spite of retries. A missing label is counted, never invented."""
 
 
 class BudgetError(DaggerError, RuntimeError):

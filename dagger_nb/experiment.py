@@ -19,7 +19,7 @@ from dagger_nb.evaluation.grading import grade_all
 from dagger_nb.evaluation.predictions import Prediction, write_predictions
 from dagger_nb.fleet import CohortJob, Fleet, in_cohorts, progress_line
 from dagger_nb.mixing import STUDENT_ALONE, TEACHER_ALONE, Mixer
-from dagger_nb.policies.local import Sampling
+from dagger_nb.policies.protocol import Sampling
 from dagger_nb.recipes import Recipe, recipe
 from dagger_nb.records import Label, StopReason, Task, Trajectory, digest
 from dagger_nb.rollout import Conditions, Limits, Plan

@@ -18,7 +18,7 @@ import numpy as np
 from dagger_nb import scaffold
 from dagger_nb.errors import SandboxError
 from dagger_nb.mixing import Choice, Mixer, uniform
-from dagger_nb.policies.local import Sampling
+from dagger_nb.policies.protocol import Sampling
 from dagger_nb.records import Action, StopReason, Task, Trajectory, Turn
 from dagger_nb.rendering import Renderer
 from dagger_nb.sandboxes.protocol import Sandbox, SandboxFactory

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -30,6 +31,11 @@ def documents(first: int, count: int) -> Iterator[tuple[Task, list[Turn], list[t
         task = generate("pretrain", index)
         rng = random.Random(f"drills-{index}")
         yield task, episode(task), [_drill(rng, task) for _ in range(DRILLS_PER_TASK)]
+
+
+def episodes(first: int, count: int) -> Iterator[list[Turn]]:
+    """The teacher's whole episode on each task of the pretrain split."""
+    return (episode(generate("pretrain", index)) for index in range(first, first + count))
 
 
 def texts(documents: Sequence[tuple[Task, list[Turn], list[tuple[str, Action]]]]) -> Iterator[str]:
@@ -61,6 +67,17 @@ def encode(
         yield _joined(pieces)
     for request, action in drills:
         yield _joined([(renderer.request_ids(request), READ), (renderer.action_ids(action), SAID)])
+
+
+def encode_looks(renderer: Renderer, turns: Sequence[Turn]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(ids, loss weights) of each view of an episode with the action that follows it: repair, or look elsewhere.
+
+    What is wrong with the lines one sees is the hardest skill; a sixth of an episode's tokens teaches it.
+    """
+    for look, answer in pairwise(turns):
+        if look.action.arguments.get("command") == "view":
+            seen = renderer.observation_ids(look.observation)
+            yield _joined([(seen, READ), (renderer.action_ids(answer.action), SAID)])
 
 
 def _joined(pieces: Sequence[tuple[Sequence[int], float]]) -> tuple[np.ndarray, np.ndarray]:

@@ -10,9 +10,11 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import multiprocessing
 import random
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -30,6 +32,7 @@ from dagger_nb.rendering import Renderer
 from dagger_nb.store import file_sha256, read_json, write_json
 
 CHECKPOINT_EVERY = 200  # steps
+CHUNK = 1000  # tasks that a process encodes before it reports
 
 
 @dataclass(frozen=True)
@@ -43,11 +46,12 @@ class Recipe:
     heads: int = 4
     groups: int = 1
     intermediate: int = 384
-    tasks: int = 14_000
+    tasks: int = 10_000  # tasks whose episode is read in pieces that cover it, with drills
+    looks: int = 32_000  # further tasks, of which only the views and the action after each are read
     block: int = 512  # tokens of a row
     rows: int = 16  # rows of a step; one step in `long_every` joins them eight by eight, for long positions
     long_every: int = 8
-    steps: int = 2000
+    steps: int = 3200
     muon_rate: float = 0.02
     adam_rate: float = 3e-3
     warmup: int = 50
@@ -62,21 +66,34 @@ def build_data(recipe: Recipe, work: Path) -> tuple[PreTrainedTokenizerFast, np.
         sample = list(corpus.documents(0, 600))
         tokenizer = train_tokenizer(corpus.texts(sample), vocab_size=recipe.vocabulary)
         tokenizer.save_pretrained(work / "tokenizer")
-        ids, weights = _encode_all(recipe, Renderer(tokenizer))
+        ids, weights = _encode_all(recipe, work)
         np.savez(work / "partial.npz", ids=ids, weights=weights)
         (work / "partial.npz").rename(work / "corpus.npz")
     data = np.load(work / "corpus.npz")
     return PreTrainedTokenizerFast.from_pretrained(work / "tokenizer"), data["ids"], data["weights"]
 
 
-def _encode_all(recipe: Recipe, renderer: Renderer) -> tuple[np.ndarray, np.ndarray]:
-    pieces, began = [], time.monotonic()
-    for number, (task, turns, drills) in enumerate(corpus.documents(0, recipe.tasks), 1):
-        pieces += corpus.encode(renderer, task, turns, drills, random.Random(f"cut-{recipe.seed}-{number}"))
-        if number % 1000 == 0:
-            print(f"corpus: {number}/{recipe.tasks} tasks, {time.monotonic() - began:.0f} s", flush=True)
+def _encode_all(recipe: Recipe, work: Path) -> tuple[np.ndarray, np.ndarray]:
+    total, began, pieces = recipe.tasks + recipe.looks, time.monotonic(), []
+    with ProcessPoolExecutor(recipe.threads, multiprocessing.get_context("spawn")) as pool:
+        jobs = [(recipe, work, first, min(first + CHUNK, total)) for first in range(0, total, CHUNK)]
+        for (*_, end), chunk in zip(jobs, pool.map(_encode_chunk, jobs), strict=True):
+            pieces += chunk
+            print(f"corpus: {end}/{total} tasks, {time.monotonic() - began:.0f} s", flush=True)
     random.Random(f"order-{recipe.seed}").shuffle(pieces)
     return np.concatenate([ids for ids, _ in pieces]), np.concatenate([weights for _, weights in pieces])
+
+
+def _encode_chunk(job: tuple[Recipe, Path, int, int]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The documents of the tasks `first` to `end`; the same ones however the corpus is cut in chunks."""
+    recipe, work, first, end = job
+    renderer, pieces = Renderer(PreTrainedTokenizerFast.from_pretrained(work / "tokenizer")), []
+    whole = max(0, min(end, recipe.tasks) - first)
+    for number, (task, turns, drills) in enumerate(corpus.documents(first, whole), first + 1):
+        pieces += corpus.encode(renderer, task, turns, drills, random.Random(f"cut-{recipe.seed}-{number}"))
+    for turns in corpus.episodes(first + whole, end - first - whole):
+        pieces += corpus.encode_looks(renderer, turns)
+    return pieces
 
 
 def batches(recipe: Recipe, ids: np.ndarray, weights: np.ndarray) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

@@ -8,7 +8,6 @@ cohort gives the same tokens, bit for bit (same CPU type and thread count).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from dagger_nb.errors import BudgetError
+from dagger_nb.policies.protocol import Sampling
 
 ATTENTION = "dagger_slots"
 
@@ -44,15 +44,6 @@ def slot_attention(
 
 
 AttentionInterface.register(ATTENTION, slot_attention)
-
-
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """How tokens are chosen. temperature 0 is greedy; top_p keeps the smallest set of that much probability."""
-
-    temperature: float = 0.0
-    top_p: float = 1.0
-    max_new_tokens: int = 96
 
 
 class _SlotCache:
