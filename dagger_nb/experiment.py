@@ -69,6 +69,7 @@ class Experiment:
         config = identity(name, settings)
         self.store = RunStore(paths.run_folder(name, settings.seed, digest(config)), config)
         quiet()
+        self._tried: set[tuple[str, int]] = set()  # cohorts that this process ran; none is run twice
         self.base = str(paths.checkpoint(settings.student.path))
         self.renderer = renderer_of(self.base)
 
@@ -91,7 +92,8 @@ class Experiment:
             self.recipe.mixer, self.student_after(round_ - 1), self.settings.episode.temperature
         )
         title = f"{self.recipe.name} round {round_}/{self.recipe.rounds}"
-        self._run_missing(group, plans, conditions, self.student_after(round_ - 1), title)
+        if not (self.adapter_folder(round_) / "fit.json").exists():  # what was trained on never changes
+            self._run_missing(group, plans, conditions, self.student_after(round_ - 1), title)
         return list(self.store.cohorts(group))
 
     def training_tasks(self, round_: int) -> list[Task]:
@@ -205,13 +207,19 @@ class Experiment:
         self, group: str, plans: Sequence[Plan], conditions: Conditions, student: Version, title: str
     ) -> None:
         cohorts = in_cohorts(plans, self.settings.episode.cohort)
-        missing = [n for n in range(len(cohorts)) if not self.store.cohort_path(group, n).exists()]
+        missing = [n for n in range(len(cohorts)) if not self._settled(group, n)]
+        self._tried.update((group, n) for n in missing)
         jobs = [CohortJob(n, cohorts[n], conditions, student, observation_cache()) for n in missing]
         done = len(cohorts) - len(missing)
         for job, record, seconds in self.fleet.run(jobs):
             self.store.write_cohort(group, job.number, record)
             done += 1
             self.log(progress_line(title, done, len(cohorts), record, seconds))
+
+    def _settled(self, group: str, number: int) -> bool:
+        """Whether a cohort is done; one with an infrastructure failure is run again by the next process, whole."""
+        record = self.store.read_cohort(group, number)
+        return record is not None and ((group, number) in self._tried or not any(map(_broken, record.trajectories)))
 
 
 TASKS_PER_SEED = 100_000  # training seeds draw disjoint training tasks

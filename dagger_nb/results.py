@@ -147,11 +147,13 @@ def _others(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
     return old[[row not in known for row in old[keys].itertuples(index=False, name=None)]]
 
 
-def load(folder: Path) -> dict[str, pd.DataFrame]:
-    """Every table of a results folder. Raises DataError when there is none."""
+def load(folder: Path, recipes: Sequence[str] = ()) -> dict[str, pd.DataFrame]:
+    """Every table of a results folder. Raises DataError when there is none, or none of one of `recipes`."""
     found = {name: pd.read_csv(folder / f"{name}.csv") for name in NAMES if (folder / f"{name}.csv").exists()}
     if "outcomes" not in found:
         raise DataError(f"no results in {folder}; run notebooks 03 and 04 of this profile and seed first")
+    if missing := [name for name in recipes if name not in set(found["outcomes"].recipe)]:
+        raise DataError(f"no results of {', '.join(missing)} in {folder}; run notebooks 03 and 04 first, both to the end")
     return found
 
 

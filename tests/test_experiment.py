@@ -259,6 +259,33 @@ def test_an_infrastructure_failure_is_no_failed_task(tiny_base, own_home, monkey
     assert grade.status.value == "infrastructure" and grade.detail == "d"
 
 
+class Unlucky(Here):
+    """A fleet whose sandboxes fail while `down`; it counts the cohorts that it ran."""
+
+    down, ran = True, 0
+
+    def run(self, jobs: Sequence[CohortJob]) -> Iterator[tuple[CohortJob, CohortRecord, float]]:
+        for job, record, seconds in super().run(jobs):
+            self.ran += 1
+            failed = [replace(t, stop=StopReason.INFRASTRUCTURE, detail="no disk") for t in record.trajectories]
+            yield job, replace(record, trajectories=tuple(failed)) if self.down else record, seconds
+
+
+def test_a_cohort_that_infrastructure_spoilt_is_run_again_by_the_next_process_only(reference, tiny_base, own_home):
+    _, files, _ = reference
+    fleet = Unlucky()
+    first = Experiment("dagger", small(tiny_base), fleet, silent)
+    for _ in range(2):
+        assert {t.stop for record in first.collect(1) for t in record.trajectories} == {StopReason.INFRASTRUCTURE}
+    assert fleet.ran == 2  # two cohorts, once each
+    fleet.down = False
+    second = Experiment("dagger", small(tiny_base), fleet, silent)
+    second.collect(1)
+    assert second.store.cohort_path("rounds/01", 0).read_bytes() == files["rounds/01/0000.jsonl"]
+    second.collect(1)
+    assert fleet.ran == 4
+
+
 # --- workers -------------------------------------------------------------------------------------------------
 
 

@@ -71,6 +71,13 @@ def test_over_seeds_leaves_one_seed_as_it_is_and_an_empty_group_without_a_share(
     assert results.over_seeds(nothing, ["recipe", "first_turn"], **arguments).share.isna().all()
 
 
+def test_a_folder_that_lacks_a_recipe_says_what_to_run(tmp_path):
+    results.save(tmp_path, {"outcomes": pd.DataFrame({"recipe": ["sft"], "seed": [0], "exam": ["test"]})})
+    assert set(results.load(tmp_path, recipes=("sft",))) == {"outcomes"}
+    with pytest.raises(DataError, match="no results of dagger.*notebooks 03 and 04"):
+        results.load(tmp_path, recipes=("sft", "dagger"))
+
+
 def test_a_folder_without_results_says_what_to_run(tmp_path):
     with pytest.raises(DataError, match="run notebooks 03 and 04"):
         results.load(tmp_path)
