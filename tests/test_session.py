@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import random
 
 import pytest
 import torch
 
+from dagger_nb import config
 from dagger_nb.base.reenact import episode
 from dagger_nb.config import LoraSettings
 from dagger_nb.labelling import label_trajectory
@@ -14,10 +17,12 @@ from dagger_nb.policies import teacher
 from dagger_nb.records import Action, StopReason, Trajectory, Turn
 from dagger_nb.store import CohortRecord
 from dagger_nb.tasks import tasks
+from dagger_nb.training import fit
+from dagger_nb.training.attention import TREE
 from dagger_nb.training.loss import summed_loss
-from dagger_nb.training.mask import TREE, pack
-from dagger_nb.training.model import add_adapter, load_student
-from dagger_nb.training.session import examples_of, segments
+from dagger_nb.training.mask import pack
+from dagger_nb.training.model import adapter_digest, add_adapter, load_student
+from dagger_nb.training.session import examples_of, segments, train_adapter
 from dagger_nb.training.tree import build_tree, one_by_one, refuse_overlong
 
 JUNK = Action("Look around.", "execute_bash", {"command": "ls"})
@@ -39,8 +44,8 @@ def executed(task, renderer, seed: int) -> Trajectory:
 
 
 @pytest.fixture(scope="module")
-def real(renderer):
-    """Examples of three real episodes with labels at every state, by way of the records that a run keeps."""
+def recorded(renderer):
+    """Three real episodes with labels at every state, as the records that a run keeps."""
     chosen = tasks("train", 3)
     paths = [executed(task, renderer, seed) for seed, task in enumerate(chosen)]
     labels = [
@@ -48,9 +53,19 @@ def real(renderer):
         for task, path in zip(chosen, paths, strict=True)
         for label in label_trajectory(task, path, teacher=teacher.label, name=teacher.NAME, renderer=renderer)
     ]
-    record = CohortRecord(tuple(paths), tuple(labels), {})
-    by_id = {task.instance_id: task for task in chosen}
-    return chosen, paths, examples_of([record], by_id, renderer, keep="finish", lesson_weight=2.0)
+    return chosen, CohortRecord(tuple(paths), tuple(labels), {})
+
+
+@pytest.fixture(scope="module")
+def real(recorded, renderer):
+    """The tasks, their episodes, and the examples these make."""
+    chosen, record = recorded
+    examples = examples_of([record], by_id(chosen), renderer, keep="finish", lesson_weight=2.0)
+    return chosen, record.trajectories, examples
+
+
+def by_id(chosen):
+    return {task.instance_id: task for task in chosen}
 
 
 def loss_and_gradients(model, trees):
@@ -99,7 +114,50 @@ def test_the_filter_drops_unfinished_episodes_and_counts_them(real, renderer):
     chosen, paths, _ = real
     looped = dataclasses.replace(paths[0], stop=StopReason.LOOP)
     labels = tuple(label_trajectory(chosen[0], looped, teacher=teacher.label, name=teacher.NAME, renderer=renderer))
-    record, by_id = CohortRecord((looped,), labels, {}), {chosen[0].instance_id: chosen[0]}
-    assert examples_of([record], by_id, renderer, keep="finish", lesson_weight=1.0) == ([], 1)
-    kept, dropped = examples_of([record], by_id, renderer, keep="none", lesson_weight=1.0)
+    record, known = CohortRecord((looped,), labels, {}), by_id(chosen)
+    assert examples_of([record], known, renderer, keep="finish", lesson_weight=1.0) == ([], 1)
+    kept, dropped = examples_of([record], known, renderer, keep="none", lesson_weight=1.0)
     assert len(kept) == 1 and dropped == 0
+
+
+def test_an_episode_whose_labels_are_all_missing_teaches_nothing(recorded, renderer):
+    chosen, record = recorded
+    unlabelled = CohortRecord(record.trajectories[:1], (), {})
+    (example,), dropped = examples_of([unlabelled], by_id(chosen), renderer, keep="finish", lesson_weight=1.0)
+    assert example.targets == () and dropped == 0
+
+
+def test_a_round_killed_in_training_goes_on_to_the_same_bits(recorded, tiny_base, renderer, tmp_path, monkeypatch):
+    chosen, record = recorded
+    settings = config.load("smoke", {"training.passes": 2, "training.batch_tokens": 600, "training.save_steps": 1})
+    lines: list[str] = []
+
+    def train(name: str) -> tuple[str, object]:
+        folder = train_adapter(
+            [record],
+            base=str(tiny_base),
+            previous=None,
+            settings=settings,
+            renderer=renderer,
+            tasks=by_id(chosen),
+            folder=tmp_path / name / "adapter",
+            seed=0,
+            log=lines.append,
+        )
+        report = json.loads((folder / "fit.json").read_text())
+        assert report["device"] == "cpu" and not (tmp_path / name / "training").exists()
+        return adapter_digest(folder), report["log"]
+
+    whole, rows = train("whole"), itertools.count(1)
+    assert len(whole[1]) >= 4
+
+    def killed(*arguments, **options):
+        if next(rows) == 4:
+            raise KeyboardInterrupt
+        return summed_loss(*arguments, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(fit, "summed_loss", killed)
+        train("cut")
+    assert train("cut") == whole
+    assert lines == [f"training goes on after step 3 of {len(whole[1])}"]

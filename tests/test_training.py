@@ -15,17 +15,19 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
-from torch.nn.attention.flex_attention import flex_attention
+from torch.nn.attention.flex_attention import create_block_mask
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from dagger_nb.config import LoraSettings, TrainingSettings
 from dagger_nb.errors import ConfigError, DataError
 from dagger_nb.records import Action, Label
+from dagger_nb.training.attention import ATTENTIONS, DENSE, FLEX, TREE, block_attention, choose
 from dagger_nb.training.batches import fill, plan_steps
-from dagger_nb.training.fit import Execution, fit
+from dagger_nb.training.fit import fit
 from dagger_nb.training.loss import divisor, summed_loss
-from dagger_nb.training.mask import TREE, ancestor_mask, block_mask, mask_mod, pack
+from dagger_nb.training.mask import BLOCK, ancestor_mask, block_mask, bucket, mask_mod, pack, padded
 from dagger_nb.training.model import (
     adapter_digest,
     add_adapter,
@@ -47,7 +49,7 @@ from dagger_nb.training.tree import (
     tree_tokens,
 )
 
-VOCABULARY = 64
+VOCABULARY = 80  # unlike any other size here
 SETTINGS = TrainingSettings(passes=2, batch_tokens=150, learning_rate=1e-2)
 
 
@@ -158,7 +160,8 @@ def test_overlong_labels_are_counted_or_refused_never_cut(student: PeftModel, tm
     assert drop_overlong(example, 8) == (example, 0)
     with pytest.raises(DataError, match="turn 1 ends at token 8, beyond the context of 7"):
         fit(student, [example], SETTINGS, context=7, output_dir=tmp_path / "a", seed=0)
-    result = fit(student, [example], SETTINGS, context=7, output_dir=tmp_path / "b", seed=0, overlong="drop")
+    drop = replace(SETTINGS, overlong="drop")
+    result = fit(student, [example], drop, context=7, output_dir=tmp_path / "b", seed=0)
     assert (result.labels, result.dropped) == (1, 1)
 
 
@@ -234,7 +237,7 @@ def gradients(model: PeftModel, loss: torch.Tensor) -> dict[str, torch.Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
 
 
-@pytest.mark.parametrize("attention", [TREE, "sdpa"])
+@pytest.mark.parametrize("attention", [TREE, DENSE])
 @pytest.mark.parametrize("head_rows", [1000, 7])
 @pytest.mark.parametrize("seeds", [(0,), (1, 2, 3), (4, 5)])
 def test_tree_equals_one_sequence_a_label(student: PeftModel, seeds, head_rows: int, attention: str) -> None:
@@ -270,16 +273,122 @@ def test_divisors_count_tokens_or_actions() -> None:
         divisor(trees, "per_item")
 
 
+class Seen(TorchDispatchMode):
+    """The shapes of all tensors that were computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: set[tuple[int, ...]] = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(tensor, torch.Tensor):
+                self.shapes.add(tuple(tensor.shape))
+        return result
+
+
+@pytest.mark.parametrize("head_rows", [1, 7, 32, 10_000])
+def test_the_head_in_pieces_equals_the_head_at_once_and_forms_no_more_logits(student: PeftModel, head_rows: int):
+    row = pack([build_tree(random_example(seed)) for seed in (7, 8, 9)])
+    base, count = student.get_base_model(), len(row.target_P)
+    base.set_attn_implementation(TREE)
+    expected = summed_loss(base, row, head_rows=count)
+    wanted = gradients(student, expected)
+    with Seen() as seen:
+        loss = summed_loss(base, row, head_rows=head_rows)
+        found = gradients(student, loss)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-6 * gradient.abs().max().item())
+    logits = {shape[0] for shape in seen.shapes if shape[1:] == (VOCABULARY,) and shape[0] <= count}
+    assert count > 32 and max(logits) == min(head_rows, count)
+
+
+def test_checkpointing_computes_each_layer_twice_and_changes_no_gradient(checkpoint: str) -> None:
+    model = with_adapter(checkpoint, quantise=True).train()
+    base, row = model.get_base_model(), pack([build_tree(random_example(9))])
+    base.set_attn_implementation(TREE)
+    passes: list[str] = []
+    for layer in base.model.layers:
+        layer.mlp.register_forward_pre_hook(lambda *_: passes.append("mlp"))
+    wanted = gradients(model, summed_loss(base, row, head_rows=100))
+    assert len(passes) == 2
+    base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    found = gradients(model, summed_loss(base, row, head_rows=100))
+    assert len(passes) == 2 + 4
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(found[name], gradient, rtol=0, atol=0)
+
+
+# --- the block mask ----------------------------------------------------------------------------------------
+
+
+def long_row():
+    """Some 700 tokens: several blocks, and trees that begin and end within one."""
+    return pack([build_tree(random_example(seed, turns=60)) for seed in (1, 2)])
+
+
+@pytest.mark.parametrize("length", [None, 1024])
+def test_block_mask_is_what_the_predicate_gives_block_by_block(length: int | None) -> None:
+    row = long_row() if length is None else padded(long_row(), length)
+    assert row.tokens > 4 * BLOCK
+    found = block_mask(row.leave_T)
+    expected = create_block_mask(mask_mod(row.leave_T), None, None, row.tokens, row.tokens, device="cpu")
+    assert found.shape == expected.shape and found.sparsity() == expected.sparsity() > 0
+    assert torch.equal(found.to_dense(), expected.to_dense())
+    assert torch.equal(found.kv_num_blocks, expected.kv_num_blocks)
+    assert torch.equal(found.full_kv_num_blocks, expected.full_kv_num_blocks)
+    assert found.full_kv_num_blocks.sum() > 0
+
+
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_flex_attention_agrees_in_the_forward_pass() -> None:
     """Unfused, as the compiled kernel needs a C++ compiler on CPU and has no backward there."""
-    row = pack([build_tree(random_example(seed, turns=30)) for seed in (1, 2)])
+    row = long_row()
     generator = torch.Generator().manual_seed(0)
-    query, key, value = (torch.randn(1, 2, row.tokens, 16, generator=generator) for _ in range(3))
-    blocks = block_mask(row.leave_T)
-    dense = scaled_dot_product_attention(query, key, value, attn_mask=ancestor_mask(row.leave_T))
-    assert blocks.sparsity() > 0
-    torch.testing.assert_close(flex_attention(query, key, value, block_mask=blocks), dense)
+    query, key, value = (torch.randn(1, heads, row.tokens, 16, generator=generator) for heads in (4, 2, 2))
+    dense = scaled_dot_product_attention(query, key, value, attn_mask=ancestor_mask(row.leave_T), enable_gqa=True)
+    found, _ = block_attention(torch.nn.Module(), query, key, value, block_mask(row.leave_T))
+    torch.testing.assert_close(found, dense.transpose(1, 2))
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_every_attention_gives_the_same_loss(student: PeftModel) -> None:
+    row, base = pack([build_tree(random_example(seed)) for seed in (1, 2, 3)]), student.get_base_model()
+    losses = {}
+    for name, attention in ATTENTIONS.items():
+        base.set_attn_implementation(attention)
+        with torch.no_grad():
+            losses[name] = summed_loss(base, row, head_rows=50).item()
+    assert losses == pytest.approx(dict.fromkeys(ATTENTIONS, losses["dense"]), rel=1e-5)
+
+
+def test_padding_adds_a_tree_that_predicts_nothing() -> None:
+    row = long_row()
+    more = padded(row, bucket(row.tokens))
+    assert (more.tokens, more.tokens % BLOCK) == (bucket(row.tokens), 0)
+    assert padded(more, more.tokens) is more and torch.equal(more.target_P, row.target_P)
+    mask = ancestor_mask(more.leave_T)
+    assert torch.equal(mask[: row.tokens, : row.tokens], ancestor_mask(row.leave_T))
+    assert not mask[row.tokens :, : row.tokens].any() and not mask[: row.tokens, row.tokens :].any()
+    assert more.spans[-1] == (row.tokens, more.tokens, more.tokens)
+
+
+def test_buckets_waste_little_and_are_few() -> None:
+    lengths = {tokens: bucket(tokens) for tokens in range(1, 70_000, 37)}
+    assert all(0 <= found - tokens < max(BLOCK, tokens / 16) for tokens, found in lengths.items())
+    assert len(set(lengths.values())) <= 100 and sorted(lengths.values()) == list(lengths.values())
+
+
+def test_attention_is_chosen_by_the_device() -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert (choose("auto", cpu), choose("auto", gpu)) == (TREE, FLEX)
+    assert (choose("dense", cpu), choose("tree", gpu), choose("flex", gpu)) == (DENSE, TREE, FLEX)
+    with pytest.raises(ConfigError, match="attention 'eager' is unknown"):
+        choose("eager", gpu)
+    with pytest.raises(ConfigError, match="no backward pass on a CPU"):
+        choose("flex", cpu)
 
 
 # --- models and adapters -----------------------------------------------------------------------------------
@@ -331,33 +440,44 @@ def replace_width(config: Qwen3Config) -> Qwen3Config:
 
 def test_steps_hold_every_example_once_a_pass() -> None:
     sizes = [30, 10, 80, 25, 25, 40, 5]
-    steps = plan_steps(sizes, passes=3, batch_tokens=60, longest_first=True, seed=5)
+    plan = {"passes": 3, "batch_tokens": 60, "row_tokens": 60}
+    steps = plan_steps(sizes, **plan, longest_first=True, seed=5)
     flat = [index for step in steps for index in step]
     assert [sorted(flat[i : i + 7]) for i in (0, 7, 14)] == [list(range(7))] * 3
     assert flat[:7] != flat[7:14]
     assert all(sum(sizes[i] for i in step) <= 60 or len(step) == 1 for step in steps)
     assert steps[0] == (2,)
-    assert steps == plan_steps(sizes, passes=3, batch_tokens=60, longest_first=True, seed=5)
-    assert steps != plan_steps(sizes, passes=3, batch_tokens=60, longest_first=True, seed=6)
+    assert steps == plan_steps(sizes, **plan, longest_first=True, seed=5)
+    assert steps != plan_steps(sizes, **plan, longest_first=True, seed=6)
+    usual = plan_steps(sizes, **plan, longest_first=False, seed=5)
+    assert usual != steps and sorted(usual) == sorted(steps)
     assert fill([], sizes, 60) == []
+
+
+def test_the_longest_row_comes_first_not_the_longest_example() -> None:
+    sizes, plan = [50, 30, 30, 30], {"passes": 1, "batch_tokens": 100, "longest_first": True}
+    assert max(sizes[i] for i in plan_steps(sizes, **plan, row_tokens=40, seed=0)[0]) == 50  # rows of one example
+    for seed in range(20):
+        first = plan_steps(sizes, **plan, row_tokens=100, seed=seed)[0]
+        assert sum(sizes[i] for i in first) >= 80
 
 
 def examples_to_fit() -> list[Example]:
     return [random_example(seed) for seed in range(12)]
 
 
-def fitted(checkpoint: str, folder, execution: Execution, progress=None) -> tuple[str, tuple]:
+def fitted(checkpoint: str, folder, settings: TrainingSettings, progress=None) -> tuple[str, tuple]:
     """Digest of the adapter and the log of a fit that starts from the same student every time."""
     model = with_adapter(checkpoint, quantise=True, trained=False)
     result = fit(
         model,
         examples_to_fit(),
-        SETTINGS,
+        settings,
         context=200,
         output_dir=folder,
         seed=3,
-        execution=execution,
         progress=progress,
+        progress_every_s=0,
     )
     return save_adapter(model, folder / "adapter"), result.log
 
@@ -367,8 +487,8 @@ class Killed(Exception):
 
 
 def test_a_killed_fit_goes_on_with_the_same_bits(checkpoint: str, tmp_path) -> None:
-    execution = Execution(checkpoint_every=2, progress_every_s=0)
-    whole = fitted(checkpoint, tmp_path / "whole", execution)
+    settings = replace(SETTINGS, save_steps=2)
+    whole = fitted(checkpoint, tmp_path / "whole", settings)
     steps = len(whole[1])
     assert steps >= 6
     assert [entry.step for entry in whole[1]] == list(range(1, steps + 1))
@@ -378,12 +498,12 @@ def test_a_killed_fit_goes_on_with_the_same_bits(checkpoint: str, tmp_path) -> N
             raise Killed
 
     with pytest.raises(Killed):
-        fitted(checkpoint, tmp_path / "cut", execution, killer)
+        fitted(checkpoint, tmp_path / "cut", settings, killer)
     torn = tmp_path / "cut" / "checkpoint-5"
     torn.mkdir()
     (torn / "trainer_state.json").write_text('{"global_step": ')
     lines: list[str] = []
-    assert fitted(checkpoint, tmp_path / "cut", execution, lines.append) == whole
+    assert fitted(checkpoint, tmp_path / "cut", settings, lines.append) == whole
     assert lines[0] == f"training goes on after step 4 of {steps}"
     assert not torn.exists()
 
@@ -393,10 +513,11 @@ import sys, pathlib, torch
 sys.path[:0] = sys.argv[1:3]
 torch.set_num_threads(1)
 import test_training as t
-print(t.fitted(sys.argv[3], pathlib.Path(sys.argv[4]), t.Execution(checkpoint_every=1, progress_every_s=0), print)[0])
+print(t.fitted(sys.argv[3], pathlib.Path(sys.argv[4]), t.replace(t.SETTINGS, save_steps=1), print)[0])
 """
 
 
+@pytest.mark.slow
 def test_sigkill_in_the_middle_changes_nothing(checkpoint: str, tmp_path) -> None:
     tests = os.path.dirname(__file__)
     script = [KILL_SCRIPT, tests, os.path.dirname(tests), checkpoint, str(tmp_path / "cut")]
@@ -407,20 +528,18 @@ def test_sigkill_in_the_middle_changes_nothing(checkpoint: str, tmp_path) -> Non
             break
     child.stdout.close()
     assert child.wait() == -signal.SIGKILL
-    execution = Execution(checkpoint_every=1, progress_every_s=0)
-    assert fitted(checkpoint, tmp_path / "cut", execution) == fitted(checkpoint, tmp_path / "whole", execution)
+    settings = replace(SETTINGS, save_steps=1)
+    assert fitted(checkpoint, tmp_path / "cut", settings) == fitted(checkpoint, tmp_path / "whole", settings)
 
 
 def test_rows_checkpointing_and_attention_change_last_bits_only(checkpoint: str, tmp_path) -> None:
     def losses(name: str, **options) -> list[float]:
-        return [entry.loss for entry in fitted(checkpoint, tmp_path / name, Execution(**options))[1]]
+        return [entry.loss for entry in fitted(checkpoint, tmp_path / name, replace(SETTINGS, **options))[1]]
 
     usual = losses("usual")
     assert usual[-1] < usual[0]
     assert losses("rows", row_tokens=60) == pytest.approx(usual, rel=1e-3)
-    assert losses("memory", gradient_checkpointing=True, head_rows=5, attention="sdpa") == pytest.approx(
-        usual, rel=1e-3
-    )
+    assert losses("memory", checkpointing=True, head_rows=5, attention="dense") == pytest.approx(usual, rel=1e-3)
 
 
 def test_loss_is_the_mean_that_the_normalisation_names(checkpoint: str, tmp_path) -> None:
@@ -440,17 +559,9 @@ def test_what_cannot_work_is_refused(checkpoint: str, tmp_path) -> None:
     shared = {"context": 200, "seed": 0, "progress": None}
     with pytest.raises(ConfigError, match="none of 0 examples"):
         fit(model, [], SETTINGS, output_dir=tmp_path / "a", **shared)
-    with pytest.raises(ConfigError, match="overlong = 'cut'"):
-        fit(model, examples_to_fit(), SETTINGS, output_dir=tmp_path / "a", overlong="cut", **shared)
-    with pytest.raises(ConfigError, match="attention 'eager' is unknown"):
-        fit(
-            model,
-            examples_to_fit(),
-            SETTINGS,
-            output_dir=tmp_path / "b",
-            execution=Execution(attention="eager"),
-            **shared,
-        )
+    with pytest.raises(ConfigError, match="no backward pass on a CPU"):
+        fit(model, examples_to_fit(), replace(SETTINGS, attention="flex"), output_dir=tmp_path / "b", **shared)
+    fit(model, examples_to_fit()[:2], SETTINGS, output_dir=tmp_path / "b", **shared)
     with pytest.raises(DataError, match="another fit"):
         fit(model, examples_to_fit()[:3], SETTINGS, output_dir=tmp_path / "b", **shared)
     with pytest.raises(ConfigError, match="the loss is nan"):

@@ -1,6 +1,7 @@
 """From a labelled trajectory to an adapter: token tree, packed rows, loss, fit.
 
-tree (tokens and targets) -> mask (rows and attention) -> loss -> batches -> fit; model loads and saves students.
+tree (tokens and targets) -> attention (kernels) -> mask (rows, who sees whom) -> loss -> batches -> fit; model loads
+and saves students, and session leads from records on disk to an adapter on disk.
 """
 
 import logging

@@ -14,22 +14,28 @@ from dagger_nb.training.tree import TokenTree
 
 
 def plan_steps(
-    sizes: Sequence[int], *, passes: int, batch_tokens: int, longest_first: bool, seed: int
+    sizes: Sequence[int], *, passes: int, batch_tokens: int, row_tokens: int, longest_first: bool, seed: int
 ) -> list[tuple[int, ...]]:
     """Indices of the examples of each optimiser step, for all passes one after the other.
 
     Each pass shuffles anew (the only chance here, from `seed` and the number of the pass), then fills steps up
     to `batch_tokens` tokens; an example that is longer is a step of its own. `longest_first` moves the step with
-    the longest example to the front of the first pass, so that a lack of memory shows at once.
+    the longest row (`row_tokens` at most, or one example) to the front of the first pass, so that a lack of memory
+    shows at once.
     """
     steps: list[tuple[int, ...]] = []
     for number in range(passes):
         order = np.random.default_rng([seed, number]).permutation(len(sizes)).tolist()
         groups = fill(order, sizes, batch_tokens)
         if longest_first and number == 0:
-            groups.sort(key=lambda group: max(sizes) not in (sizes[i] for i in group))
+            longest = max(groups, key=lambda group: _longest_row(group, sizes, row_tokens))
+            groups.sort(key=lambda group: group != longest)
         steps.extend(groups)
     return steps
+
+
+def _longest_row(group: Sequence[int], sizes: Sequence[int], row_tokens: int) -> int:
+    return max(sum(sizes[index] for index in row) for row in fill(group, sizes, row_tokens))
 
 
 def fill(order: Iterable[int], sizes: Sequence[int], limit: int) -> list[tuple[int, ...]]:

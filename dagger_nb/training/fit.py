@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.helpers import disable_input_dtype_casting
 from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
@@ -26,27 +27,15 @@ from transformers.trainer_callback import PrinterCallback
 from dagger_nb.config import TrainingSettings
 from dagger_nb.errors import ConfigError, DataError
 from dagger_nb.records import digest
+from dagger_nb.training.attention import choose
 from dagger_nb.training.batches import StepData, only_item, plan_steps
 from dagger_nb.training.loss import summed_loss
-from dagger_nb.training.mask import ATTENTIONS, TREE
+from dagger_nb.training.mask import Row
 from dagger_nb.training.tree import Example, TokenTree, build_tree, drop_overlong, refuse_overlong
 
 _SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
 _STATE = "trainer_state.json"  # Trainer writes it last, so a checkpoint that has it is whole
 _IDENTITY = "fit.json"
-
-
-@dataclass(frozen=True, slots=True)
-class Execution:
-    """How a fit is carried out. Except for `longest_first`, results change in the last bits only."""
-
-    row_tokens: int = 8192  # tokens of one forward and backward pass
-    head_rows: int = 4096  # predictions whose logits exist at the same time
-    attention: str = TREE
-    longest_first: bool = False
-    gradient_checkpointing: bool = False
-    checkpoint_every: int = 100  # optimiser steps
-    progress_every_s: float = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,31 +72,31 @@ def fit(
     context: int,
     output_dir: Path,
     seed: int,
-    overlong: str = "error",
-    execution: Execution | None = None,
     progress: Callable[[str], None] | None = print,
+    progress_every_s: float = 10.0,
 ) -> FitResult:
-    """Train the adapter in place and leave the model in evaluation mode.
+    """Train the adapter in place, on the device the model is on, and leave the model in evaluation mode.
 
     The warm-up is cut to a tenth of the steps where it is longer, because its first step moves nothing.
 
     `seed` decides the order of the examples; nothing else is random. `output_dir` keeps Trainer's checkpoints:
     call again with the same arguments and a model as it was before the first call, and the fit goes on from
-    the last one. `overlong` says what happens to labels that end beyond `context` tokens: "error", or "drop",
-    which counts them.
+    the last one. Labels that end beyond `context` tokens are an error, or dropped and counted (`overlong`).
 
     Raises:
-        ConfigError: nothing to train on, a setting that cannot work, or a loss that is no number.
+        ConfigError: nothing to train on, a setting that cannot work, too little memory on the GPU, or a loss that
+            is no number.
         DataError: a label is longer than the context, or `output_dir` holds another fit.
     """
-    execution = execution or Execution()
-    kept, dropped = _within_context(examples, context, overlong)
+    attention = choose(settings.attention, model.device)
+    kept, dropped = _within_context(examples, context, settings.overlong)
     trees = [build_tree(example) for example in kept]
-    _claim(output_dir, _identity(model, trees, settings, execution, seed))
-    data = _step_data(trees, settings, execution, seed)
+    _claim(output_dir, _identity(model, trees, settings, seed))
+    reporter = _Progress(progress, progress_every_s) if progress else None
     started = time.perf_counter()
-    with _attention(model, execution.attention):
-        log, device = _train(model, data, settings, execution, output_dir, seed, progress)
+    # Where autocast chooses the types, peft's own casts to the adapter's fp32 would only take memory.
+    with _attention(model, attention), disable_input_dtype_casting(model, active=model.device.type == "cuda"):
+        log = _train(model, _step_data(trees, settings, seed), settings, output_dir, seed, reporter)
     model.eval()
     return FitResult(
         log=log,
@@ -119,14 +108,12 @@ def fit(
         predictions=sum(len(tree.target_P) for tree in trees),
         seconds=time.perf_counter() - started,
         threads=torch.get_num_threads(),
-        device=device,
+        device=str(model.device),
     )
 
 
 def _within_context(examples: Sequence[Example], context: int, overlong: str) -> tuple[list[Example], int]:
     """The examples that have something to teach, and how many labels were dropped."""
-    if overlong not in ("error", "drop"):
-        raise ConfigError(f"overlong = {overlong!r} is refused: it must be 'error' or 'drop'")
     if overlong == "error":
         for example in examples:
             refuse_overlong(example, context)
@@ -137,44 +124,43 @@ def _within_context(examples: Sequence[Example], context: int, overlong: str) ->
     return kept, sum(dropped for _, dropped in pairs)
 
 
-def _step_data(trees: list[TokenTree], settings: TrainingSettings, execution: Execution, seed: int) -> StepData:
+def _step_data(trees: list[TokenTree], settings: TrainingSettings, seed: int) -> StepData:
     steps = plan_steps(
         [tree.tokens for tree in trees],
         passes=settings.passes,
         batch_tokens=settings.batch_tokens,
-        longest_first=execution.longest_first,
+        row_tokens=settings.row_tokens,
+        longest_first=settings.longest_first,
         seed=seed,
     )
-    return StepData(trees, steps, row_tokens=execution.row_tokens, normalisation=settings.normalisation)
+    return StepData(trees, steps, row_tokens=settings.row_tokens, normalisation=settings.normalisation)
 
 
 def _train(
     model: PeftModel,
     data: StepData,
     settings: TrainingSettings,
-    execution: Execution,
     output_dir: Path,
     seed: int,
-    progress: Callable[[str], None] | None,
-) -> tuple[tuple[StepLog, ...], str]:
+    reporter: _Progress | None,
+) -> tuple[StepLog, ...]:
     trainer = _TreeTrainer(
         model=model,
-        args=_arguments(settings, execution, output_dir, seed, len(data)),
+        args=_arguments(settings, output_dir, seed, len(data), model.device),
         train_dataset=data,
         data_collator=only_item,
-        head_rows=execution.head_rows,
+        head_rows=settings.head_rows,
     )
     trainer.remove_callback(PrinterCallback)
-    if progress is not None:
-        trainer.add_callback(_Progress(progress, execution.progress_every_s))
+    if reporter is not None:
+        trainer.add_callback(reporter)
     trainer.train(resume_from_checkpoint=_last_whole_checkpoint(output_dir))
     entries = [entry for entry in trainer.state.log_history if "loss" in entry]
-    log = (StepLog(row["step"], row["loss"], row["learning_rate"], row["grad_norm"]) for row in entries)
-    return tuple(log), str(trainer.args.device)
+    return tuple(StepLog(row["step"], row["loss"], row["learning_rate"], row["grad_norm"]) for row in entries)
 
 
 def _arguments(
-    settings: TrainingSettings, execution: Execution, output_dir: Path, seed: int, steps: int
+    settings: TrainingSettings, output_dir: Path, seed: int, steps: int, device: torch.device
 ) -> TrainingArguments:
     """All passes are one Trainer epoch, laid out by plan_steps; a Trainer batch is one optimiser step."""
     return TrainingArguments(
@@ -187,9 +173,9 @@ def _arguments(
         max_grad_norm=settings.clip,
         optim="adamw_torch",
         weight_decay=0.0,
-        gradient_checkpointing=execution.gradient_checkpointing,
+        gradient_checkpointing=settings.checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False},
-        save_steps=execution.checkpoint_every,
+        save_steps=settings.save_steps,
         save_total_limit=2,
         logging_steps=1,
         logging_nan_inf_filter=False,
@@ -197,7 +183,7 @@ def _arguments(
         report_to="none",
         remove_unused_columns=False,
         dataloader_pin_memory=False,
-        use_cpu=not torch.cuda.is_available(),
+        use_cpu=device.type == "cpu",
         seed=seed,
     )
 
@@ -220,9 +206,9 @@ class _TreeTrainer(Trainer):
         base = self.accelerator.unwrap_model(model).get_base_model()
         total = torch.zeros((), device=self.args.device)
         for row in inputs["rows"]:
-            with self.compute_loss_context_manager():
+            with _memory_explained(row):
                 loss = summed_loss(base, row, head_rows=self._head_rows) / inputs["divisor"]
-            self.accelerator.backward(loss)
+                self.accelerator.backward(loss)
             total += loss.detach()
         if not torch.isfinite(total):
             raise ConfigError(
@@ -233,6 +219,17 @@ class _TreeTrainer(Trainer):
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         return 0  # Trainer's estimate knows batches of padded sequences only
+
+
+@contextmanager
+def _memory_explained(row: Row) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            f"the GPU has too little memory for a row of {row.tokens} tokens and {len(row.target_P)} predictions; "
+            "set training.checkpointing, or lower training.head_rows, training.row_tokens or episode.context"
+        ) from error
 
 
 class _Progress(TrainerCallback):
@@ -265,8 +262,6 @@ class _Progress(TrainerCallback):
 @contextmanager
 def _attention(model: PeftModel, name: str) -> Iterator[None]:
     """The model with another attention implementation, for as long as it trains."""
-    if name not in ATTENTIONS:
-        raise ConfigError(f"attention {name!r} is unknown; choose one of {', '.join(ATTENTIONS)}")
     base = model.get_base_model()
     before = base.config._attn_implementation
     base.set_attn_implementation(name)
@@ -276,9 +271,7 @@ def _attention(model: PeftModel, name: str) -> Iterator[None]:
         base.set_attn_implementation(before)
 
 
-def _identity(
-    model: PeftModel, trees: list[TokenTree], settings: TrainingSettings, execution: Execution, seed: int
-) -> str:
+def _identity(model: PeftModel, trees: list[TokenTree], settings: TrainingSettings, seed: int) -> str:
     """What a checkpoint must agree with to be gone on from: data, settings, seed, and the adapter before the fit."""
     content = hashlib.sha256()
     for tree in trees:
@@ -287,8 +280,7 @@ def _identity(
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             content.update(name.encode() + parameter.detach().float().cpu().numpy().tobytes())
-    how = [settings, dataclasses.replace(execution, progress_every_s=0.0)]
-    return digest([seed, content.hexdigest(), *map(dataclasses.asdict, how)])
+    return digest([seed, content.hexdigest(), dataclasses.asdict(settings)])
 
 
 def _claim(output_dir: Path, identity: str) -> None:

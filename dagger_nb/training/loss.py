@@ -21,7 +21,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from dagger_nb.errors import ConfigError
-from dagger_nb.training.mask import Row, attention_argument
+from dagger_nb.training.attention import FLEX
+from dagger_nb.training.mask import Row, attention_argument, bucket, padded
 from dagger_nb.training.tree import TokenTree
 
 NORMALISATIONS = ("token", "action")
@@ -37,17 +38,20 @@ def divisor(trees: Sequence[TokenTree], normalisation: str) -> int:
 def summed_loss(model: PreTrainedModel, row: Row, *, head_rows: int) -> Tensor:
     """Scalar: sum of weight * -log p(target) over the row's predictions, in nats.
 
-    `model` is a causal language model (adapters inside) whose attention is one of mask.ATTENTIONS. Logits exist
-    only where something is predicted, and for at most `head_rows` predictions at once.
+    `model` is a causal language model (adapters inside) whose attention is one of attention.ATTENTIONS. Logits
+    exist only where something is predicted, and for at most `head_rows` predictions at once. The row goes to the
+    model's device; products are in bf16 on a GPU (softmax, loss and sums in fp32), and in fp32 on a CPU.
     """
-    mask = attention_argument(row, model.config._attn_implementation)
-    hidden = model.get_decoder()(
-        input_ids=row.ids_1T,
-        position_ids=row.positions_1T,
-        attention_mask={"full_attention": mask},
-        use_cache=False,
-    ).last_hidden_state[0]
-    return _head_loss(model.get_output_embeddings(), hidden[row.at_P], row, head_rows)
+    attention = model.config._attn_implementation
+    row = (padded(row, bucket(row.tokens)) if attention == FLEX else row).to(model.device)
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=model.device.type == "cuda"):
+        hidden = model.get_decoder()(
+            input_ids=row.ids_1T,
+            position_ids=row.positions_1T,
+            attention_mask={"full_attention": attention_argument(row, attention)},
+            use_cache=False,
+        ).last_hidden_state[0]
+        return _head_loss(model.get_output_embeddings(), hidden[row.at_P], row, head_rows)
 
 
 def _head_loss(head: nn.Module, hidden_PC: Tensor, row: Row, head_rows: int) -> Tensor:

@@ -1,31 +1,20 @@
-"""Packed trees, and attention in which a token looks at its ancestors only.
-
-Three ways to the same result, each chosen by the name that transformers knows it by:
-
-* `dagger_tree` (ours): each trunk is plain causal attention, which kernels do without reading a mask, and only
-  the branches, a few percent of the tokens, use one. On 2 CPU cores about half the time of the dense mask.
-* `sdpa` with the dense mask [1, 1, T, T]: the reference; memory grows with T squared.
-* `flex_attention` with a block mask: for long trees on a GPU. It has no backward on CPU.
-"""
+"""Packed trees, and which token may see which, in the form that each attention wants it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask
-from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface
+from torch.nn.attention.flex_attention import BlockMask
+from torch.nn.functional import pad
 
-from dagger_nb.errors import ConfigError
+from dagger_nb.training.attention import FLEX, TREE, Spans
 from dagger_nb.training.tree import TokenTree
 
-TREE = "dagger_tree"
-ATTENTIONS = (TREE, "sdpa", "flex_attention")
+BLOCK = 128  # tokens a side of FlexAttention's blocks
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,6 +56,31 @@ def pack(trees: Sequence[TokenTree]) -> Row:
     )
 
 
+def bucket(tokens: int) -> int:
+    """The next of 16 lengths an octave, all of whole blocks, so that kernels are compiled for few lengths.
+
+    >>> bucket(1000), bucket(5000), bucket(65536), bucket(66000)
+    (1024, 5120, 65536, 69632)
+    """
+    step = max(BLOCK, 2 ** (tokens - 1).bit_length() // 32)
+    return -(-tokens // step) * step
+
+
+def padded(row: Row, length: int) -> Row:
+    """The row with one more tree behind it, that fills it to `length` tokens and predicts nothing."""
+    start, more = row.tokens, length - row.tokens
+    if not more:
+        return row
+    positions_1M = torch.arange(more, device=row.leave_T.device)[None]
+    return replace(
+        row,
+        ids_1T=pad(row.ids_1T, (0, more)),
+        positions_1T=torch.cat([row.positions_1T, positions_1M], dim=1),
+        leave_T=pad(row.leave_T, (0, more), value=length),
+        spans=(*row.spans, (start, length, length)),
+    )
+
+
 def ancestor_mask(leave_T: Tensor, queries: slice = slice(None)) -> Tensor:
     """[queries, T], true where the key is an ancestor of the query or the query itself."""
     place_T = torch.arange(len(leave_T), device=leave_T.device)
@@ -84,66 +98,49 @@ def mask_mod(leave_T: Tensor) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tens
 
 
 def block_mask(leave_T: Tensor) -> BlockMask:
-    """FlexAttention's sparse mask; blocks without an ancestor pair are never computed."""
-    return create_block_mask(mask_mod(leave_T), None, None, len(leave_T), len(leave_T), device=leave_T.device)
+    """FlexAttention's sparse mask; blocks without an ancestor pair are never computed.
+
+    It is found from the ends of the subtrees alone, so that no T x T mask is formed (4 GiB at 64K tokens): of a
+    block of queries and an earlier block of keys some pair is visible where the last subtree of those keys ends
+    beyond the first query, and every pair where the first to end does so beyond the last query.
+    """
+    tokens = len(leave_T)
+    ends = pad(leave_T, (0, -tokens % BLOCK)).view(-1, BLOCK)
+    first = torch.arange(len(ends), device=leave_T.device)[:, None] * BLOCK
+    earlier = first.T < first
+    full = earlier & (ends.amin(1) >= first + BLOCK)
+    some = (first.T == first) | earlier & (ends.amax(1) > first)
+    return BlockMask.from_kv_blocks(
+        *_ordered(some & ~full),
+        *_ordered(full),
+        BLOCK_SIZE=BLOCK,
+        mask_mod=mask_mod(leave_T.int()),
+        seq_lengths=(tokens, tokens),
+    )
 
 
-def attention_argument(row: Row, attention: str) -> Any:
-    """What the model must be given as its attention mask for one of ATTENTIONS."""
+def _ordered(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each row of blocks how many are set, [1, 1, B], and the places of those first, [1, 1, B, B]."""
+    places = blocks.int().argsort(dim=1, descending=True, stable=True)
+    return blocks.sum(1, dtype=torch.int32)[None, None], places.int()[None, None]
+
+
+def attention_argument(row: Row, attention: str) -> Spans | BlockMask | Tensor:
+    """What the model must be given as its attention mask; `attention` is a value of attention.ATTENTIONS."""
     if attention == TREE:
-        return _Spans(row)
-    if attention == "sdpa":
-        return ancestor_mask(row.leave_T)[None, None]
-    if attention == "flex_attention":
+        return Spans(tuple((*span, _branch_mask(row.leave_T, span)) for span in row.spans))
+    if attention == FLEX:
         return block_mask(row.leave_T)
-    raise ConfigError(f"attention {attention!r} is unknown; choose one of {', '.join(ATTENTIONS)}")
-
-
-class _Spans:
-    """Trunk and branches of each tree, and what the branches may see: a float mask [branches, tree] or None."""
-
-    def __init__(self, row: Row) -> None:
-        self.trees = [(*span, _branch_mask(row.leave_T[span[0] : span[2]] - span[0], span)) for span in row.spans]
+    return ancestor_mask(row.leave_T)[None, None]
 
 
 def _branch_mask(leave_T: Tensor, span: tuple[int, int, int]) -> Tensor | None:
     start, trunk, stop = span
     if trunk == stop:
         return None
-    seen = ancestor_mask(leave_T, slice(trunk - start, None))
+    seen = ancestor_mask(leave_T[start:stop] - start, slice(trunk - start, None))
     return torch.zeros(seen.shape, device=seen.device).masked_fill_(~seen, float("-inf"))
-
-
-def tree_attention(
-    module: torch.nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: _Spans,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    **_: Any,
-) -> tuple[Tensor, None]:
-    """Shapes: query [1, H, T, D], key and value [1, G, T, D]; returns [1, T, H, D]. No dropout."""
-    outputs = []
-    for start, trunk, stop, mask in attention_mask.trees:
-        whole, stem = slice(start, stop), slice(start, trunk)
-        outputs.append(_attend(query[:, :, stem], key[:, :, stem], value[:, :, stem], None, scaling))
-        if mask is not None:
-            outputs.append(_attend(query[:, :, trunk:stop], key[:, :, whole], value[:, :, whole], mask, scaling))
-    return torch.cat(outputs, dim=2).transpose(1, 2), None
-
-
-def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
-    """Causal where there is no mask."""
-    mask = mask if mask is None else mask.to(query.dtype)
-    return scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=True
-    )
 
 
 def _join(arrays: Sequence[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.concatenate(arrays))
-
-
-AttentionInterface.register(TREE, tree_attention)

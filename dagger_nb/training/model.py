@@ -31,22 +31,29 @@ def load_student(
     *,
     quantise: bool = True,
     double_quant: bool = True,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     device: str = "cpu",
+    revision: str = "",
 ) -> PreTrainedModel:
-    """A frozen base for an adapter, NF4 unless `quantise` is false; `dtype` is also NF4's compute type.
+    """A frozen base for an adapter, NF4 unless `quantise` is false; `revision` is of a hub id, empty for the newest.
 
-    fp32 is right on a CPU: bf16 products are some sixty times slower where the CPU lacks AMX or AVX512-bf16.
+    `dtype` is that of weights and products, and by itself bf16 on a GPU and fp32 on a CPU, where bf16 products are
+    some sixty times slower unless it has AMX or AVX512-bf16. An adapter is fp32 on both.
     """
+    dtype = dtype or (torch.bfloat16 if device.startswith("cuda") else torch.float32)
     nf4 = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_compute_dtype=dtype,
         bnb_4bit_use_double_quant=double_quant,
     )
-    with _no_progress_bar():
+    with no_progress_bar():
         model = AutoModelForCausalLM.from_pretrained(
-            path_or_id, dtype=dtype, device_map=device, quantization_config=nf4 if quantise else None
+            path_or_id,
+            revision=revision or "main",
+            dtype=dtype,
+            device_map=device,
+            quantization_config=nf4 if quantise else None,
         )
     for module in model.modules():
         if isinstance(module, Linear4bit):
@@ -56,7 +63,7 @@ def load_student(
 
 
 @contextmanager
-def _no_progress_bar() -> Iterator[None]:
+def no_progress_bar() -> Iterator[None]:
     """Bars break saved notebooks."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()

@@ -38,7 +38,7 @@ def examples_of(
                 dropped += 1
                 continue
             whole = segments(tasks[trajectory.instance_id], trajectory, renderer)
-            examples.append(make_example(whole, labels[trajectory.key], lesson_weight=lesson_weight))
+            examples.append(make_example(whole, labels.get(trajectory.key, ()), lesson_weight=lesson_weight))
     return examples, dropped
 
 
@@ -54,17 +54,22 @@ def train_adapter(
     seed: int,
     log: Callable[[str], None],
 ) -> Path:
-    """Train on top of `previous` (None: a fresh adapter) and save into `folder`; fit.json is written last."""
+    """Train on top of `previous` (None: a fresh adapter) and save into `folder`; fit.json is written last.
+
+    On a GPU where there is one, unless students act on the CPU (`local`), so that such runs are the same everywhere.
+    Called again after a kill, it goes on from the last checkpoint, to the same bits
+    on a CPU.
+    """
     torch.set_num_threads(settings.threads)
     examples, dropped = examples_of(
         records, tasks, renderer, keep=settings.dagger.filter, lesson_weight=settings.training.lesson_weight
     )
-    model = load_student(base, quantise=settings.student.quantise)
+    device = "cuda" if settings.student.back_end != "local" and torch.cuda.is_available() else "cpu"
+    model = load_student(base, quantise=settings.student.quantise, device=device, revision=settings.student.revision)
     model = load_adapter(model, previous, trainable=True) if previous else add_adapter(model, settings.lora, seed=seed)
     work = folder.with_name("training")
-    result = fit(
-        model, examples, settings.training, context=settings.episode.context, output_dir=work, seed=seed, progress=log
-    )
+    context = settings.episode.context
+    result = fit(model, examples, settings.training, context=context, output_dir=work, seed=seed, progress=log)
     adapter = save_adapter(model, folder)
     shutil.rmtree(work)
     write_json(folder / "fit.json", _report(result) | {"adapter": adapter, "episodes_dropped": dropped})
