@@ -18,7 +18,7 @@ from swebench.harness.constants import APPLY_PATCH_FAIL, LOG_INSTANCE, LOG_REPOR
 from dagger_nb.errors import DataError
 from dagger_nb.evaluation.grades import Grade, Status
 from dagger_nb.evaluation.predictions import Prediction, run_id, write_predictions
-from dagger_nb.records import Task
+from dagger_nb.records import Task, digest
 
 DATASET = "instances.json"  # the harness tells a local file from a hub name by this suffix
 PREDICTIONS = "predictions.jsonl"
@@ -49,6 +49,8 @@ class HarnessRun:
 def write_inputs(folder: Path, tasks: Sequence[Task], predictions: Sequence[Prediction]) -> HarnessRun:
     """Write instances and predictions of one model as the command line reads them.
 
+    The run id names both: swebench keeps reports by it and would take an old one for a changed test as well.
+
     Raises:
         DataError: no predictions, several models, or a prediction for an instance that is not among `tasks`.
     """
@@ -60,7 +62,7 @@ def write_inputs(folder: Path, tasks: Sequence[Task], predictions: Sequence[Pred
     write_predictions(folder / PREDICTIONS, predictions)
     rows = [task.to_instance() for task in sorted(tasks, key=lambda task: task.instance_id)]
     (folder / DATASET).write_text(json.dumps(rows, indent=1, sort_keys=True) + "\n", encoding="ascii")
-    return HarnessRun(folder, run_id(predictions), models[0])
+    return HarnessRun(folder, run_id(predictions, name=f"dagger-nb-{digest(rows)[:8]}"), models[0])
 
 
 def command(run: HarnessRun, *, workers: int, timeout_s: int = 1800) -> list[str]:

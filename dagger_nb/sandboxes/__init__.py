@@ -1,7 +1,11 @@
-"""Where actions run: one protocol, and an isolated local sandbox behind it."""
+"""Where actions run: one protocol, an isolated local sandbox behind it, and Docker (`containers`) for real images."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from dagger_nb import paths
+from dagger_nb.config import SandboxSettings
 from dagger_nb.sandboxes.canonical import canonical
 from dagger_nb.sandboxes.limits import Limits
 from dagger_nb.sandboxes.local import LocalFactory, LocalSandbox, local_factory
@@ -15,5 +19,22 @@ __all__ = [
     "Sandbox",
     "SandboxFactory",
     "canonical",
+    "factory_for",
     "local_factory",
 ]
+
+
+def factory_for(settings: SandboxSettings, *, cache: Path | None = None) -> SandboxFactory:
+    """The factory of the back end that the settings name; a context manager.
+
+    `cache` is the local back end's file of observations. Docker runs every command, and keeps beside the other
+    caches which images it pulled.
+
+    Raises:
+        EnvironmentProblem: no local back end works here, or no Docker daemon answers.
+    """
+    if settings.back_end == "local":
+        return local_factory(cache=cache)
+    from dagger_nb.sandboxes.containers import docker_factory
+
+    return docker_factory(settings, book=paths.cache() / "images.sqlite")

@@ -1,0 +1,129 @@
+"""The Docker back end as far as it needs no engine; the rest is in tests/containers."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+import tarfile
+from dataclasses import replace
+
+import pytest
+
+from dagger_nb.config import SandboxSettings
+from dagger_nb.errors import DataError, EnvironmentProblem
+from dagger_nb.evaluation.grades import Grade, Status
+from dagger_nb.evaluation.official import Official, marks
+from dagger_nb.sandboxes import factory_for
+from dagger_nb.sandboxes.containers import archives, errors, protections
+from dagger_nb.sandboxes.containers.lease import Owner, machine, owner, started_at
+from dagger_nb.tasks import generate
+
+DAEMON = {
+    "ServerVersion": "20.10", "Driver": "overlay2", "NCPU": 2, "MemoryLimit": True, "SwapLimit": True,
+    "PidsLimit": True, "CpuCfsQuota": True, "SecurityOptions": ["name=seccomp,profile=default"],
+}  # fmt: skip
+SETTINGS = SandboxSettings(back_end="docker")
+
+
+def test_without_a_daemon_the_factory_says_what_to_do(monkeypatch, tmp_path):
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none.sock")
+    with pytest.raises(EnvironmentProblem, match="no Docker daemon answers .*; start it .*DOCKER_HOST"):
+        factory_for(SETTINGS)
+
+
+def test_the_local_back_end_needs_no_docker():
+    code = "import sys, dagger_nb.sandboxes; print('docker' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+# --- leases -----------------------------------------------------------------------------------------------
+
+
+def test_a_living_process_is_never_taken_for_dead():
+    me = owner()
+    assert Owner.of_label(me.label()) == me and not me.known_dead()
+
+
+def test_a_dead_process_is_told_from_one_that_got_its_number():
+    process = subprocess.Popen(["sleep", "1000"])
+    held = Owner(machine(), process.pid, started_at(process.pid))
+    assert not held.known_dead()
+    assert replace(held, started="1").known_dead()  # the number was used before by another
+    process.kill()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    assert held.known_dead()  # also while nobody has collected it
+    process.wait()
+    assert held.known_dead()
+
+
+def test_of_another_machine_nothing_is_known():
+    assert not Owner("elsewhere", 1, "1").known_dead()
+    assert Owner.of_label("somebody else's label") is None
+
+
+# --- words ------------------------------------------------------------------------------------------------
+
+
+def test_the_guarantees_say_what_this_daemon_cannot_hold():
+    good = protections.of(DAEMON, SETTINGS, 100)
+    assert good["memory"] == "held: 16 GB for the container" and good["cpus"].startswith("held: 2 ")
+    assert {name for name, how in good.items() if how.startswith("NOT")} == {"disk"}
+    weak = {"MemoryLimit": False, "SwapLimit": False, "PidsLimit": False, "CpuCfsQuota": False, "SecurityOptions": None}
+    poor = protections.of(DAEMON | weak, SETTINGS, 100)
+    assert {name for name, how in poor.items() if how.startswith("NOT")} == {"memory", "processes", "cpus", "disk"}
+    assert "no seccomp" in poor["privileges"]
+    assert (
+        "nobody outside" in protections.of(DAEMON | {"SecurityOptions": ["name=rootless"]}, SETTINGS, 9)["privileges"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "step"),
+    [
+        ("failed to register layer: write /x: no space left on device", "the disk is full"),
+        ("toomanyrequests: You have reached your pull rate limit", "docker login"),
+        ("pull access denied for x, repository does not exist", "check the image's name"),
+        ("manifest for x:y not found: manifest unknown", "check the image's name and tag"),
+        ("dial unix /var/run/docker.sock: connect: permission denied", "group docker"),
+        ("something else", ""),
+    ],
+)
+def test_the_daemon_s_words_have_a_next_step(words, step):
+    assert errors.advice(words).count(step) == 1 if step else errors.advice(words) == ""
+
+
+# --- archives ---------------------------------------------------------------------------------------------
+
+
+def test_an_archive_of_a_task_holds_its_tree_and_two_repositories():
+    task = generate("dev", 0)
+    with tarfile.open(fileobj=io.BytesIO(archives.files_of(task))) as archive:
+        members = {member.name: member for member in archive}
+        files = {name.partition("/")[2]: archive.extractfile(name).read().decode() for name in members
+                 if name.startswith("testbed/") and ".git/" not in name and members[name].isfile()}  # fmt: skip
+    assert files == task.files
+    assert {"testbed/.git/HEAD", ".dagger-nb/git/HEAD", ".dagger-nb/git/index"} <= members.keys()
+    assert {(member.uid, member.gid) for member in members.values()} == {(1000, 1000)}
+    assert archives.files_of(task) == archives.files_of(task)
+
+
+def test_files_of_another_commit_are_refused():
+    with pytest.raises(DataError, match="not base_commit"):
+        archives.files_of(replace(generate("dev", 0), base_commit="0" * 40))
+
+
+# --- the official evaluation ------------------------------------------------------------------------------
+
+
+def test_instances_are_marked_by_their_gold_patches():
+    runs = [
+        [Grade("a", Status.RESOLVED), Grade("b", Status.UNRESOLVED), Grade("c", Status.RESOLVED),
+         Grade("d", Status.INFRASTRUCTURE)],
+        [Grade("a", Status.RESOLVED), Grade("b", Status.PATCH_FAILED), Grade("c", Status.UNRESOLVED),
+         Grade("d", Status.RESOLVED)],
+    ]  # fmt: skip
+    assert marks(runs) == (("b",), ("c",)) and marks([]) == ((), ())
+    found = Official(tuple(runs[0]), *marks(runs))
+    assert [row.instance_id for row in found.undoubted] == ["a", "d"]
