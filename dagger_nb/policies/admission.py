@@ -1,0 +1,72 @@
+"""Whether an endpoint can label at all, found out before hours are spent: one list, and one small call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dagger_nb import scaffold
+from dagger_nb.config import nearest
+from dagger_nb.errors import ConfigError
+from dagger_nb.policies import styles
+from dagger_nb.policies.endpoint import EndpointPolicy, Reply
+from dagger_nb.policies.protocol import Sampling
+
+PROBE = (
+    {"role": "system", "content": scaffold.SYSTEM_PROMPT},
+    {"role": "user", "content": "List the files in /testbed with the tool execute_bash and the command ls."},
+)
+PROBE_TOKENS = 512
+
+
+async def check(policy: EndpointPolicy, *, student: str = "", context: int = 0) -> str:
+    """Refuse an endpoint that cannot label, and else say what was found. Billed as any call, and kept as any answer.
+
+    Args:
+        student: the student's folder or hub id, which must not stand behind the endpoint.
+        context: tokens that an episode may have (0: not checked); checked where the server says what it admits.
+
+    Raises:
+        PolicyError: the server or its key does not work. ConfigError: the model, its context or the way it calls
+            tools does not fit, or it is the student. BudgetError: the limits do not admit one call.
+    """
+    settings = policy.settings
+    listed = await policy.listed()
+    row = listed.get(settings.path, {})
+    if listed and not row:
+        known = f"{nearest(settings.path, listed)}; it has {', '.join(sorted(listed)[:20])}"
+        raise ConfigError(f"teacher.path = {settings.path!r} is not served at {settings.endpoint}{known}")
+    _refuse_student(policy, row, student)
+    _refuse_context(policy, row, context)
+    reply, _ = await policy.reply(PROBE, Sampling(max_new_tokens=PROBE_TOKENS), seed=0)
+    _refuse_style(policy, reply)
+    return f"{policy.name} at {settings.endpoint} calls tools in the style {settings.style!r}"
+
+
+def _refuse_student(policy: EndpointPolicy, row: Mapping[str, Any], student: str) -> None:
+    served = {str(name).rstrip("/").lower() for name in (policy.settings.path, row.get("root"), row.get("parent"))}
+    if student and student.rstrip("/").lower() in served:
+        raise ConfigError(
+            f"the teacher {policy.name!r} at {policy.settings.endpoint} is the student {student!r}: a student that "
+            "labels itself learns nothing; name another teacher"
+        )
+
+
+def _refuse_context(policy: EndpointPolicy, row: Mapping[str, Any], context: int) -> None:
+    admitted = row.get("max_model_len")
+    if isinstance(admitted, int) and admitted < context:
+        raise ConfigError(
+            f"{policy.name!r} at {policy.settings.endpoint} reads {admitted} tokens and an episode may have {context}; "
+            "start it with a larger context, or lower episode.context"
+        )
+
+
+def _refuse_style(policy: EndpointPolicy, reply: Reply) -> None:
+    style, message = policy.settings.style, reply["message"]
+    action = styles.read(message, style)
+    if not action.malformed:
+        return
+    better = styles.fitting(message) or ("text" if style != "text" else "")
+    advice = f"set teacher.style = {better!r}" if better else "choose a model that follows instructions"
+    said = policy.clean(str(message.get("content") or ""))
+    raise ConfigError(f"{policy.name} does not call tools in the style {style!r} ({action.error}: {said!r}); {advice}")

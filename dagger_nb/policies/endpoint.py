@@ -1,0 +1,244 @@
+"""A policy behind any OpenAI-compatible server, asked once for each answer and within a budget.
+
+An answer that was kept is found again; only else is the server asked. There is one retry policy, ours (the client
+library's own is off): timeouts, torn connections, 429 and 5xx are tried again after an exponentially growing time
+with jitter, and never before a `Retry-After` has passed. A refusal of the key, the model or the request is final.
+What fails in the end is a PolicyError; `OUTAGE` of them in a row, with nothing answered in between, are an
+EnvironmentProblem that stops the run, so that an endpoint which is gone does not make a day of missing labels.
+
+The key is read from the environment, handed to the client library, and taken out of every text that leaves here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dagger_nb import scaffold
+from dagger_nb.bill import Bill
+from dagger_nb.config import TeacherSettings
+from dagger_nb.errors import ConfigError, EnvironmentProblem, PolicyError
+from dagger_nb.policies import styles
+from dagger_nb.policies.protocol import Answer, Sampling, Usage
+from dagger_nb.records import Task, Turn, digest
+
+try:
+    import openai
+    from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt
+
+    from dagger_nb.policies.wire import Failure, bound, failure_of, fault_of, read_reply, unbilled, usage_of
+except ImportError as error:
+    raise EnvironmentProblem(f"{error}; an endpoint needs `pip install 'dagger-nb[serving]'`") from error
+
+OUTAGE = 20
+NO_KEY = "unset"  # sent to a server that wants no key
+LISTING_S = 30.0  # for the list of a server's models
+Chat = Sequence[Mapping[str, Any]]
+Reply = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Retries:
+    """How often one call is tried, and how long is waited before the next try (seconds).
+
+    The n-th wait is drawn between half and the whole of `first_s * 2**(n-1)`, at most `longest_s`, on top of what
+    the server asks for. One that asks for more than `patience_s` is given up at once.
+    """
+
+    tries: int = 6
+    first_s: float = 1.0
+    longest_s: float = 60.0
+    patience_s: float = 300.0
+
+
+class EndpointPolicy:
+    """The model `settings.path` at `settings.endpoint`, for one event loop and one round (`bill.account`).
+
+    Args:
+        jitter: the source of chance of the waits between tries; it decides when is asked, never what.
+        concurrency: calls at once.
+
+    Raises:
+        ConfigError: the address is none, or holds what must not be written down.
+    """
+
+    def __init__(
+        self,
+        settings: TeacherSettings,
+        bill: Bill,
+        *,
+        jitter: random.Random,
+        retries: Retries = Retries(),
+        concurrency: int = 128,
+    ) -> None:
+        _refuse_address(settings.endpoint)
+        self.name = f"{settings.path}@{settings.revision}" if settings.revision else settings.path
+        self.settings, self.bill, self.retries = settings, bill, retries
+        self._jitter = jitter
+        self._slots = asyncio.Semaphore(concurrency)
+        self._asking: dict[str, asyncio.Task[Reply]] = {}
+        self._failures = 0  # in a row
+        key = _key(settings.key_variable)
+        self._client = openai.AsyncOpenAI(
+            base_url=settings.endpoint,
+            api_key=key,
+            max_retries=0,
+            timeout=None,
+            http_client=openai.DefaultAioHttpClient(timeout=None),  # the other one's cost grows with its connections
+        )
+
+    async def __aenter__(self) -> EndpointPolicy:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Give up what is being asked and close the connections."""
+        asking = list(self._asking.values())
+        for task in asking:
+            task.cancel()
+        await asyncio.gather(*asking, return_exceptions=True)
+        await self._client.close()
+
+    async def answer(self, task: Task, turns: Sequence[Turn], sampling: Sampling, seed: int) -> Answer:
+        """The model's action after `turns`; see `Policy`. An answer found again is billed as nothing.
+
+        `seed` is sent, and part of what the answer is kept under, only where temperature lets chance decide.
+
+        Raises:
+            PolicyError, BudgetError: as in `Policy`. EnvironmentProblem: the endpoint is gone.
+        """
+        reply, usage = await self.reply(scaffold.messages_before(task, turns), sampling, seed)
+        return Answer(styles.read(reply["message"], self.settings.style), usage=usage)
+
+    async def reply(self, chat: Chat, sampling: Sampling, seed: int) -> tuple[Reply, Usage]:
+        """The reply to a canonical chat as it was kept, and what it was billed for now. Raises as `answer` does."""
+        body = self._body(chat, sampling, seed)
+        key = digest({"revision": self.settings.revision, **body})
+        found = self.bill.file.find(key)
+        if found is not None:
+            return found, Usage()
+        reply = await self._asked_once(key, body)
+        return reply, usage_of(reply) or Usage()
+
+    async def listed(self) -> dict[str, Mapping[str, Any]]:
+        """The models that the server says it has, by name; none where it does not say.
+
+        Raises:
+            PolicyError: it cannot be reached, or refuses the key.
+        """
+        try:
+            async with asyncio.timeout(LISTING_S):
+                text = await self._client.get("/models", cast_to=str)
+            return {row["id"]: row for row in json.loads(text)["data"]}
+        except (openai.APIError, TimeoutError) as error:
+            if getattr(error, "status_code", 401) in (401, 403):  # a connection that fails has none
+                raise PolicyError(self._words(failure_of(error))) from None
+            return {}
+        except (ValueError, KeyError, TypeError):
+            return {}
+
+    def clean(self, text: str) -> str:
+        """A server's words without the key, which some repeat, and at most 300 characters of them."""
+        key = self._client.api_key
+        return (text if key == NO_KEY else text.replace(key, "***"))[:300]
+
+    # -- asking
+
+    def _body(self, chat: Chat, sampling: Sampling, seed: int) -> dict[str, Any]:
+        """What is sent. Parameters that change nothing are left out, as some server refuses each of them."""
+        body: dict[str, Any] = {
+            "model": self.settings.path,
+            "messages": styles.render(chat, self.settings.style),
+            "temperature": sampling.temperature,
+            self.settings.length_name: sampling.max_new_tokens,
+        }
+        if sampling.temperature:
+            body["seed"] = seed
+        if sampling.top_p < 1:
+            body["top_p"] = sampling.top_p
+        if tools := styles.tools(self.settings.style):
+            body |= {"tools": tools, "tool_choice": "auto", "parallel_tool_calls": False}
+        return body
+
+    async def _asked_once(self, key: str, body: Mapping[str, Any]) -> Reply:
+        """The reply to a request; equal requests at the same time are one call, which nobody's leaving ends."""
+        if key not in self._asking:
+            self._asking[key] = task = asyncio.create_task(self._ask(key, body))
+            task.add_done_callback(lambda done: self._asked(key, done))
+        return await asyncio.shield(self._asking[key])
+
+    def _asked(self, key: str, task: asyncio.Task[Reply]) -> None:
+        del self._asking[key]
+        if not task.cancelled():
+            task.exception()  # looked at, also where nobody waits any more
+
+    async def _ask(self, key: str, body: Mapping[str, Any]) -> Reply:
+        retrying = AsyncRetrying(
+            stop=stop_after_attempt(self.retries.tries),
+            wait=self._wait,
+            retry=retry_if_exception(self._again),
+            reraise=True,
+        )
+        try:
+            reply = await retrying(self._try, key, body)
+        except Failure as failure:
+            self._failures = self._failures + 1 if failure.outage else 0
+            kind = PolicyError if self._failures < OUTAGE else EnvironmentProblem
+            raise kind(self._words(failure)) from None
+        self._failures = 0
+        return reply
+
+    def _again(self, error: BaseException) -> bool:
+        return isinstance(error, Failure) and error.again and error.after_s <= self.retries.patience_s
+
+    def _wait(self, state: RetryCallState) -> float:
+        grown = min(self.retries.longest_s, self.retries.first_s * 2 ** (state.attempt_number - 1))
+        return state.outcome.exception().after_s + grown * self._jitter.uniform(0.5, 1.0)
+
+    async def _try(self, key: str, body: Mapping[str, Any]) -> Reply:
+        """One call, accounted for whatever becomes of it."""
+        async with self._slots:
+            limit_s = self.settings.timeout_s
+            call = await self.bill.reserve(key, self.name, bound(body, self.settings.length_name), within_s=limit_s)
+            try:
+                async with asyncio.timeout(limit_s):
+                    text = await self._client.post("/chat/completions", body=body, cast_to=str)
+                reply = read_reply(text)
+            except BaseException as error:
+                (self.bill.release if unbilled(error) else self.bill.doubt)(call)
+                raise failure_of(error) from None
+        fault = fault_of(reply, self.settings.path)
+        self.bill.settle(call, usage_of(reply), None if fault else reply)
+        if fault:
+            raise Failure(fault, again=True)
+        return reply
+
+    def _words(self, failure: BaseException) -> str:
+        text = f"{self.settings.path} at {self.settings.endpoint}: {self.clean(str(failure))}"
+        if self._failures < OUTAGE:
+            return text
+        return f"{text}; {self._failures} calls in a row have failed. Run the same command again when it answers"
+
+
+def _refuse_address(url: str) -> None:
+    if not url.startswith(("http://", "https://")):
+        raise ConfigError(f"teacher.endpoint = {url!r} is no address; one looks like http://localhost:8000/v1")
+    if "@" in url or "?" in url:
+        raise ConfigError(
+            "teacher.endpoint holds a user name, a key or parameters, which would be written into every record; "
+            "give the address alone, and the key in the environment variable that teacher.key_variable names"
+        )
+
+
+def _key(variable: str) -> str:
+    key = os.environ.get(variable, "").strip() or NO_KEY
+    if not key.isascii() or not key.isprintable() or " " in key:
+        raise ConfigError(f"the environment variable {variable} holds no key: no key has spaces or such letters in it")
+    return key

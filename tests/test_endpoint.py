@@ -1,0 +1,634 @@
+"""The endpoint policy against a real HTTP server that fails on demand, and labels asked for through it."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import random
+from collections import Counter
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from servers import KEY, MODEL, PRICES, Server, running
+
+from dagger_nb import episode, scaffold
+from dagger_nb.answers import AnswerFile
+from dagger_nb.bill import Account, Bill, Cap, Prices, Tariff, bill_table, calls_table
+from dagger_nb.config import LabelSettings, TeacherSettings
+from dagger_nb.errors import ConfigError, EnvironmentProblem, PolicyError
+from dagger_nb.labelling import Labelled, label_episode, label_trajectory, state_seed, states_to_label
+from dagger_nb.mixing import BernoulliMixer, Schedule
+from dagger_nb.policies import styles, teacher
+from dagger_nb.policies.admission import check
+from dagger_nb.policies.endpoint import OUTAGE, EndpointPolicy, Retries
+from dagger_nb.policies.oracle import OraclePolicy
+from dagger_nb.policies.protocol import Sampling, Usage
+from dagger_nb.policies.wire import same_model
+from dagger_nb.records import Action, StopReason, Task, Trajectory, Turn, to_json
+
+GREEDY = Sampling(max_new_tokens=16)
+KEY_VARIABLE = "TEACHER_KEY_OF_THE_TESTS"
+QUICK = Retries(tries=6, first_s=0.002, longest_s=0.01)
+PATIENT = TeacherSettings(path=MODEL, key_variable=KEY_VARIABLE, timeout_s=30.0)
+FREE, EVERY = Tariff(), LabelSettings()
+STYLES = ("native", "hermes", "qwen3_coder", "text")
+
+
+@pytest.fixture(scope="module")
+def server():
+    with running() as found:
+        yield found
+
+
+@pytest.fixture(autouse=True)
+def key(monkeypatch):
+    monkeypatch.setenv(KEY_VARIABLE, KEY)
+
+
+@pytest.fixture
+def file(tmp_path):
+    found = AnswerFile(tmp_path / "answers.sqlite")
+    yield found
+    found.close()
+
+
+def asked(
+    server: Server,
+    file: AnswerFile,
+    use: Callable[[EndpointPolicy], Coroutine[Any, Any, Any]],
+    *,
+    settings: TeacherSettings = PATIENT,
+    retries: Retries = QUICK,
+    run: str = "run",
+    round_: int = 1,
+    tariff: Tariff = FREE,
+    concurrency: int = 64,
+) -> Any:
+    """What `use` returns of a policy that is opened and closed around it."""
+
+    async def main() -> Any:
+        at = replace(settings, endpoint=settings.endpoint or server.url)
+        bill = Bill(file, Account(run, round_), tariff)
+        policy = EndpointPolicy(at, bill, jitter=random.Random(1), retries=retries, concurrency=concurrency)
+        async with policy:
+            return await use(policy)
+
+    return asyncio.run(main())
+
+
+def state(number: int) -> list[dict[str, Any]]:
+    return [{"role": "system", "content": "s"}, {"role": "user", "content": f"state {number}"}]
+
+
+def said(number: int, *, sampling: Sampling = GREEDY) -> Callable[[EndpointPolicy], Coroutine[Any, Any, Action]]:
+    async def use(policy: EndpointPolicy) -> Action:
+        reply, _ = await policy.reply(state(number), sampling, 0)
+        return styles.read(reply["message"], policy.settings.style)
+
+    return use
+
+
+FRESH = itertools.count(100_000)  # states that no server was asked about
+
+
+# --- styles -------------------------------------------------------------------------------------------------
+
+AWKWARD = (
+    Action("Look.", "execute_bash", {"command": "ls"}),
+    Action("", "execute_bash", {"command": ""}),
+    Action("a\nb", "execute_bash", {"command": '\ncat <<\'E\'\n</parameter>\n```\n{"x": 1}\n"\nE\n'}),
+    Action("é {}", "str_replace_editor", {"command": "view", "path": "/testbed/a.py", "view_range": [1, -1]}),
+    Action("n", "str_replace_editor", {"command": "insert", "path": "p", "new_str": "12", "insert_line": 3}),
+    Action("r", "str_replace_editor", {"command": "str_replace", "path": "p", "old_str": "  a\n", "new_str": "true"}),
+    Action("Done.", "finish", {}),
+)
+
+
+def written(action: Action, style: str) -> dict[str, Any]:
+    return styles.render([scaffold.action_message(action)], style)[0]
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("action", AWKWARD, ids=range(len(AWKWARD)))
+def test_what_a_style_writes_it_reads(style, action):
+    assert styles.read(written(action, style), style) == action
+
+
+@settings(deadline=None)
+@given(st.text(st.characters(exclude_categories=["Cs"])), st.sampled_from(STYLES))
+def test_any_file_text_survives_every_style(text, style):
+    if style == "qwen3_coder" and "</parameter>" in text:
+        return  # the format has no way to say where the value ends
+    arguments = {"command": "create", "path": "/testbed/a.py", "file_text": text}
+    action = Action("Write.", "str_replace_editor", arguments)
+    assert styles.read(written(action, style), style) == action
+
+
+@settings(deadline=None)
+@given(st.text(), st.sampled_from(STYLES))
+def test_any_reply_whatever_is_read_to_something(text, style):
+    action = styles.read({"content": text}, style)
+    assert action.malformed == bool(action.error)
+    action.raw.encode()
+
+
+@pytest.mark.parametrize(
+    ("style", "message", "error"),
+    [
+        ("native", {"content": "hm", "tool_calls": None}, "no tool call"),
+        ("native", {"content": None, "tool_calls": [{"function": {"name": "fly", "arguments": "{}"}}]}, "unknown tool"),
+        (
+            "native",
+            {"content": "", "tool_calls": [{"function": {"name": "finish", "arguments": "{"}}]},
+            "not valid JSON",
+        ),
+        (
+            "native",
+            {"content": "", "tool_calls": [{"function": {"name": "finish", "arguments": "[1]"}}]},
+            "not an object",
+        ),
+        ("native", {"content": "", "tool_calls": [{"function": {"name": "finish"}}] * 2}, "more than one"),
+        ("hermes", {"content": '<tool_call>{"name": "finish"'}, "no <tool_call>"),
+        ("qwen3_coder", {"content": "<tool_call><function=finish>"}, "no <function="),
+        ("qwen3_coder", {"content": "<function=fly></function>"}, "unknown tool"),
+        (
+            "qwen3_coder",
+            {
+                "content": "<function=str_replace_editor><parameter=command>insert</parameter><parameter=path>p"
+                "</parameter><parameter=insert_line>three</parameter></function>"
+            },
+            "insert_line must be of type int",
+        ),
+        ("text", {"content": "```json\n{\n```"}, "not valid JSON"),
+        ("text", {"content": "```\n[]\n```"}, "not an object"),
+        ("text", {"content": ""}, "no fenced block"),
+        (
+            "text",
+            {"content": '```json\n{"name": "execute_bash", "arguments": {"command": "\\ud800"}}\n```'},
+            "valid text",
+        ),
+    ],
+)
+def test_a_malformed_answer_says_what_is_wrong_with_it(style, message, error):
+    action = styles.read(message, style)
+    assert action.malformed and error in action.error
+
+
+def test_reasoning_is_no_part_of_an_action_and_inline_values_are_read():
+    text = (
+        "<think>a ```json\n{}\n``` b</think>\nGo.\n<function=execute_bash><parameter=command>ls</parameter></function>"
+    )
+    assert styles.read({"content": text}, "qwen3_coder") == Action("Go.", "execute_bash", {"command": "ls"})
+
+
+def test_history_is_written_in_the_teachers_own_format():
+    task = {"role": "user", "content": "Mend it."}
+    bad = scaffold.action_message(Action("", "", raw="", error="no call"))
+    good = scaffold.action_message(AWKWARD[0])
+    chat = [{"role": "system", "content": "S"}, task, bad, scaffold.observation_message("ERROR: no call"), good]
+    chat.append(scaffold.observation_message("a.py"))
+    native = styles.render(chat, "native")
+    assert [message["role"] for message in native] == ["system", "user", "assistant", "user", "assistant", "tool"]
+    assert native[5]["tool_call_id"] == native[4]["tool_calls"][0]["id"]
+    assert native[4]["tool_calls"][0]["function"]["arguments"] == '{"command": "ls"}'
+    coder = styles.render(chat, "qwen3_coder")
+    assert coder[4]["content"] == (
+        "Look.\n<tool_call>\n<function=execute_bash>\n<parameter=command>\nls\n</parameter>\n</function>\n</tool_call>"
+    )
+    assert coder[5] == {"role": "user", "content": "<tool_response>\na.py\n</tool_response>"}
+    assert coder[0]["content"].startswith("S\n\n# Tools") and '"insert_line"' in coder[0]["content"]
+    assert {message["role"] for message in styles.render(chat, "text")} == {"system", "user", "assistant"}
+
+
+def test_hermes_messages_are_what_the_students_own_template_says(renderer, train_tasks):
+    """Ordinary messages and structured ones give the same text, but for the line end that Qwen's own template has
+    before a call and the tiny one has not."""
+    task, turns = train_tasks[0], []
+    for number in range(3):
+        turns.append(Turn(number, "student", AWKWARD[number], f"seen {number}", (), 0))
+    chat = scaffold.messages_before(task, turns)[1:]
+    plain = renderer.tokenizer.apply_chat_template(styles.render(chat, "hermes"), tokenize=False)
+    structured = renderer.tokenizer.apply_chat_template(chat, tokenize=False)
+    assert plain.replace("\n<tool_call>", "<tool_call>") == structured.replace("\n<tool_call>", "<tool_call>")
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_every_style_reaches_the_server_and_comes_back(server, file, style):
+    number = next(FRESH)
+    action = asked(server, file, said(number), settings=replace(PATIENT, style=style))
+    assert action == Action("Well.", "execute_bash", {"command": f"echo {number}"})
+    request = server.count()["requests"][-1]
+    assert ("tools" in request) == (style == "native")
+    assert "seed" not in request and "top_p" not in request and request["temperature"] == 0
+
+
+# --- faults -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fault", ["429", "500", "502", "503", "reset", "short", "cut", "another"])
+def test_a_passing_fault_is_tried_again(server, file, fault):
+    number = next(FRESH)
+    server.next(fault, fault, "ok")
+    before = server.count()["tries"]
+    assert asked(server, file, said(number)).arguments == {"command": f"echo {number}"}
+    assert server.count()["tries"] == before + 3
+
+
+def test_a_timeout_is_tried_again_and_keeps_its_bound_on_the_bill(server, file):
+    number = next(FRESH)
+    server.next("hold", "ok")
+    asked(server, file, said(number), settings=replace(PATIENT, timeout_s=1.5))
+    bill = bill_table(file, "run").loc["run"]
+    assert (bill.queries, bill.uncertain_queries) == (1, 1)
+    assert bill.uncertain_tokens > bill.prompt + bill.completion
+
+
+def test_retry_after_is_honoured_and_one_beyond_patience_is_not_waited_for(server, file):
+    async def timed(policy: EndpointPolicy) -> float:
+        began = asyncio.get_running_loop().time()
+        await policy.reply(state(next(FRESH)), GREEDY, 0)
+        return asyncio.get_running_loop().time() - began
+
+    server.next("429:0.7", "ok")
+    assert asked(server, file, timed) >= 0.7
+    server.next("429:9000", "ok")
+    with pytest.raises(PolicyError, match="429:9000"):
+        asked(server, file, timed)
+    server.next()
+
+
+def test_waits_grow_with_jitter_from_their_own_source(server, file):
+    class Tried:
+        def __init__(self, number: int) -> None:
+            self.attempt_number, self.outcome = number, self
+
+        def exception(self) -> Any:
+            return type("E", (), {"after_s": 0.0})
+
+    async def waits(policy: EndpointPolicy) -> list[float]:
+        return [policy._wait(Tried(number)) for number in range(1, 9)]
+
+    first, again = (asked(server, file, waits, retries=Retries()) for _ in range(2))
+    assert first == again
+    for number, wait in enumerate(first):
+        assert 0.5 * min(60, 2**number) <= wait <= min(60, 2**number)
+
+
+def test_what_fails_in_the_end_is_a_policy_error_and_costs_nothing_where_the_server_refused(server, file):
+    server.next(*["500"] * 6)
+    with pytest.raises(PolicyError, match=f"{MODEL} at http.*500"):
+        asked(server, file, said(next(FRESH)))
+    assert len(calls_table(file, "run")) == 0
+
+
+@pytest.mark.parametrize(("fault", "tries"), [("400", 1), ("402", 1)])
+def test_a_refused_request_and_a_spent_quota_are_not_tried_again(server, file, fault, tries):
+    before = server.count()["tries"]
+    server.next(fault)
+    with pytest.raises(PolicyError):
+        asked(server, file, said(next(FRESH)))
+    assert server.count()["tries"] == before + tries
+
+
+def test_a_reply_without_a_count_is_used_and_keeps_its_bound(server, file):
+    number = next(FRESH)
+    server.next("uncounted")
+    assert asked(server, file, said(number)).arguments == {"command": f"echo {number}"}
+    assert calls_table(file, "run").state.tolist() == ["uncertain"]
+    assert asked(server, file, said(number)).arguments == {"command": f"echo {number}"}
+    assert len(calls_table(file, "run")) == 1
+
+
+def test_equal_requests_at_the_same_time_are_one_call(server, file):
+    number = next(FRESH)
+
+    async def together(policy: EndpointPolicy) -> list[Usage]:
+        replies = await asyncio.gather(*(policy.reply(state(number), GREEDY, 0) for _ in range(20)))
+        return [usage for _, usage in replies]
+
+    asked(server, file, together)
+    assert server.count()["delivered"][str(number)] == 1
+
+
+def test_a_seed_counts_where_chance_decides_and_only_there(server, file):
+    number, hot = next(FRESH), Sampling(0.7, 0.9, 16)
+
+    async def twice(policy: EndpointPolicy) -> None:
+        for sampling in (GREEDY, hot):
+            for seed in (1, 2, 2):
+                await policy.reply(state(number), sampling, seed)
+
+    asked(server, file, twice)
+    assert server.count()["delivered"][str(number)] == 3
+    request = server.count()["requests"][-1]
+    assert (request["seed"], request["top_p"], request["max_tokens"]) == (2, 0.9, 16)
+
+
+def test_an_endpoint_that_is_gone_stops_the_run(server, file):
+    async def many(policy: EndpointPolicy) -> list[BaseException]:
+        jobs = (policy.reply(state(number), GREEDY, 0) for number in range(OUTAGE + 3))
+        return await asyncio.gather(*jobs, return_exceptions=True)
+
+    gone = replace(PATIENT, endpoint="http://127.0.0.1:9/v1")
+    kinds = [type(error) for error in asked(server, file, many, settings=gone, retries=replace(QUICK, tries=2))]
+    assert Counter(kinds) == {PolicyError: OUTAGE - 1, EnvironmentProblem: 4}
+    assert len(calls_table(file, "run")) == 0  # never reached: nothing can have been charged
+
+
+def test_a_cancelled_call_keeps_its_bound(server, file):
+    server.next("hold")
+
+    async def leave(policy: EndpointPolicy) -> None:
+        job = asyncio.ensure_future(policy.reply(state(next(FRESH)), GREEDY, 0))
+        while not file.rows("SELECT 1 FROM calls"):
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
+        job.cancel()
+
+    asked(server, file, leave)
+    assert calls_table(file, "run").state.tolist() == ["uncertain"]
+
+
+def test_same_model():
+    assert same_model("gpt-x", "gpt-x-2025-01-31") and same_model("a/b", "b") and same_model("c-latest", "c-20250101")
+    assert not same_model("gpt-x", "gpt-x-mini") and not same_model("a", "b")
+
+
+# --- the key ------------------------------------------------------------------------------------------------
+
+
+def test_a_wrong_key_is_final_and_says_what_to_set(server, file, monkeypatch):
+    monkeypatch.setenv(KEY_VARIABLE, "wrong-key-55aa55aa")
+    for use in (said(next(FRESH)), check):
+        with pytest.raises(PolicyError, match="set the environment variable") as raised:
+            asked(server, file, use)
+        assert "wrong-key-55aa55aa" not in str(raised.value)
+    assert len(calls_table(file, "run")) == 0
+
+
+def test_no_key_in_anything_that_is_written_said_or_shown(server, tmp_path, caplog, capfd, train_tasks):
+    caplog.set_level(logging.DEBUG)
+    texts = []
+
+    async def use(policy: EndpointPolicy) -> None:
+        texts.extend([repr(policy), str(vars(policy)), await check(policy)])
+        server.next("500", "cut", "400")
+        for number in (next(FRESH), next(FRESH)):
+            try:
+                await policy.reply(state(number), GREEDY, 0)
+            except PolicyError as error:
+                texts.append(repr(error))
+
+    file = AnswerFile(tmp_path / "answers.sqlite")
+    asked(server, file, use)
+    texts += [caplog.text, *capfd.readouterr(), calls_table(file, "run").to_csv()]
+    written = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    file.close()
+    assert len(written) > 4000 and caplog.text
+    assert KEY not in "".join(texts) and KEY.encode() not in written
+
+
+@pytest.mark.parametrize("value", ["two words", "clé-secrète"])
+def test_a_key_that_cannot_be_one_is_refused_without_being_shown(server, file, monkeypatch, value):
+    monkeypatch.setenv(KEY_VARIABLE, value)
+    with pytest.raises(ConfigError, match=KEY_VARIABLE) as raised:
+        asked(server, file, check)
+    assert value not in str(raised.value)
+
+
+@pytest.mark.parametrize("url", ["localhost:8000", "http://user:secret@host/v1", "https://host/v1?api-key=secret"])
+def test_an_address_that_holds_a_secret_or_is_none_is_refused(server, file, url):
+    with pytest.raises(ConfigError, match="teacher.endpoint"):
+        asked(server, file, check, settings=replace(PATIENT, endpoint=url))
+
+
+# --- before hours are spent ---------------------------------------------------------------------------------
+
+
+def test_a_fitting_endpoint_is_admitted_for_one_call(server, file):
+    assert MODEL in asked(server, file, check)
+    assert asked(server, file, check) and len(calls_table(file, "run")) == 1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "how", "error", "words"),
+    [
+        ({"path": "teachr"}, {}, ConfigError, "teachr.*did you mean 'teacher'.*it has teacher"),
+        ({}, {"student": "/checkpoints/teacher/"}, ConfigError, "is the student"),
+        ({}, {"student": "Teacher"}, ConfigError, "is the student"),
+        ({}, {"context": 5000}, ConfigError, "reads 4096 tokens.*episode.context"),
+        ({"endpoint": "http://127.0.0.1:9/v1"}, {}, PolicyError, "is the server up"),
+    ],
+)
+def test_an_endpoint_that_cannot_label_is_refused(server, file, wrong, how, error, words):
+    with pytest.raises(error, match=words):
+        asked(server, file, lambda policy: check(policy, **how), settings=replace(PATIENT, **wrong))
+    assert len(calls_table(file, "run")) == 0
+
+
+def test_a_model_that_calls_no_tools_is_refused_with_the_style_that_may_do(server, file):
+    server.next("silent")
+    with pytest.raises(ConfigError, match="set teacher.style = 'text'"):
+        asked(server, file, check)
+    server.next("silent")
+    with pytest.raises(ConfigError, match="choose a model"):
+        asked(server, file, check, settings=replace(PATIENT, style="text"))
+
+
+# --- labels -------------------------------------------------------------------------------------------------
+
+
+def visited(task: Task, length: int = 6) -> tuple[Task, Trajectory]:
+    """A task and an episode in it, student and teacher in turn; turn t was taken in `state N + t` of fresh ones."""
+    numbers = [next(FRESH) for _ in range(length)]
+    turns = [
+        Turn(t, ("student", "teacher")[t % 2], AWKWARD[0], f"state {number + 1}", (1, 2), 1, 0.5, 0.25)
+        for t, number in enumerate(numbers)
+    ]
+    stated = replace(task, problem_statement=f"state {numbers[0]}")
+    return stated, Trajectory(task.instance_id, 0, 2, "base", tuple(turns), StopReason.TURNS, "", 5)
+
+
+def labelled(policy: Any, task: Task, found: Trajectory, renderer: Any, settings: LabelSettings = EVERY):
+    return label_episode(task, found, policy=policy, renderer=renderer, sampling=GREEDY, settings=settings, run_seed=3)
+
+
+def test_the_oracle_behind_the_protocol_gives_the_same_labels_byte_for_byte(renderer, train_tasks):
+    for task, found in map(visited, train_tasks):
+        plain = label_trajectory(task, found, teacher=teacher.label, name=teacher.NAME, renderer=renderer)
+        asked_for = asyncio.run(labelled(OraclePolicy(), task, found, renderer))
+        assert [to_json(label) for label in asked_for.labels] == [to_json(label) for label in plain]
+        assert asked_for.missing == ()
+
+
+@pytest.mark.parametrize(
+    ("states", "k", "chosen"),
+    [
+        ("every", 3, (0, 1, 2, 3, 4, 5)),
+        ("kth", 3, (0, 3)),
+        ("student", 1, (0, 2, 4)),
+        ("first", 2, (0, 1)),
+        ("first", 99, (0, 1, 2, 3, 4, 5)),
+    ],
+)
+def test_the_states_that_are_labelled(train_tasks, states, k, chosen):
+    assert states_to_label(visited(train_tasks[0])[1].turns, states, k) == chosen
+
+
+def test_the_seed_of_a_label_is_that_of_the_turn_itself(train_tasks):
+    task, found = visited(train_tasks[0])
+    conditions = episode.Conditions(BernoulliMixer(Schedule("constant", start=0.5)), GREEDY, 3, "base")
+    for turn in found.turns:
+        going = episode.Episode(episode.Plan(task, round=2), conditions, 5, 5, turns=list(found.turns[: turn.index]))
+        assert state_seed(3, found, turn) == episode.answer_seed(going)
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_labels_through_an_endpoint_have_full_lineage_and_are_in_the_students_words(
+    server, file, renderer, train_tasks, style
+):
+    task, found = visited(train_tasks[0])
+    settings = replace(PATIENT, style=style)
+    got = asked(server, file, lambda policy: labelled(policy, task, found, renderer), settings=settings)
+    assert [label.turn for label in got.labels] == list(range(6)) and not got.missing
+    for label, turn in zip(got.labels, found.turns, strict=True):
+        assert (label.actor, label.beta, label.round, label.policy) == (turn.actor, 0.5, 2, "base")
+        assert (label.teacher, label.template, label.lesson) == (MODEL, renderer.template_hash, True)
+        assert renderer.parse(label.token_ids) == label.action
+
+
+@pytest.mark.parametrize("fault", ["empty", "unknown", "silent", "two"])
+def test_a_malformed_answer_is_asked_for_once_more_and_then_missing(server, file, renderer, train_tasks, fault):
+    def one(*faults: str):
+        server.next(*faults)
+        task, found = visited(train_tasks[0], 1)
+        use = lambda policy: labelled(policy, task, found, renderer)  # noqa: E731
+        return asked(server, file, use), use
+
+    mended, _ = one(fault, "ok")
+    assert len(mended.labels) == 1 and not mended.missing
+    assert server.count()["requests"][-1]["temperature"] == 0.7
+    failed, use = one(fault, fault)
+    (missing,) = failed.missing
+    assert (missing.reason, missing.turn, missing.teacher) == ("malformed", 0, MODEL) and not failed.labels
+    before = server.count()["tries"]
+    assert asked(server, file, use) == failed and server.count()["tries"] == before  # paid for, and kept
+
+
+def test_an_unanswered_state_is_missing_and_its_neighbours_are_not(server, file, renderer, train_tasks):
+    task, found = visited(train_tasks[0])
+    use = lambda policy: labelled(policy, task, found, renderer)  # noqa: E731
+    server.next("ok", "400")
+    got = asked(server, file, use, concurrency=1)
+    assert [missing.reason for missing in got.missing] == ["no answer"] and len(got.labels) == 5
+    again = asked(server, file, use)
+    assert len(again.labels) == 6 and not again.missing  # nothing was kept of what never came
+
+
+def test_beyond_the_budget_states_are_missing_in_the_order_of_turns(server, file, renderer, train_tasks):
+    task, found = visited(train_tasks[0])
+    use = lambda policy: labelled(policy, task, found, renderer)  # noqa: E731
+    got = asked(server, file, use, tariff=Tariff(run=Cap(queries=4)))
+    assert [label.turn for label in got.labels] == [0, 1, 2, 3]
+    assert [(missing.turn, missing.reason) for missing in got.missing] == [(4, "budget"), (5, "budget")]
+    assert "limit of 4 queries" in got.missing[0].detail
+
+
+# --- ten thousand -------------------------------------------------------------------------------------------
+
+EPISODES, TURNS = 940, 10  # which is more than ten thousand calls
+SHARES = {  # of a thousand requests
+    "429:0.01": 20, "500": 20, "503": 10, "502": 5, "reset": 10, "short": 5, "cut": 10, "another": 10, "empty": 10,
+    "unknown": 10,
+}  # fmt: skip
+HOLDS = 12  # requests that are never answered: the first ones, of the impatient client
+LIMIT = 2.0  # of money
+
+
+class Words:
+    """A student whose tokens are bytes, so that ten thousand labels are rendered in no time."""
+
+    template_hash = "bytes"
+
+    def action_ids(self, action: Action) -> tuple[int, ...]:
+        return tuple(action.arguments["command"].encode())
+
+
+def money(counted: dict[str, int]) -> float:
+    """The server's own reckoning."""
+    fresh = counted["prompt"] - counted["cached"]
+    return (
+        fresh * PRICES["prompt"] + counted["cached"] * PRICES["cached"] + counted["completion"] * PRICES["completion"]
+    ) / 1e6
+
+
+@pytest.mark.slow
+def test_ten_thousand_labels_through_faults_none_lost_or_doubled_and_the_budget_holds(tmp_path, train_tasks):
+    """A few episodes with an impatient client, a run whose money ends half-way, one without a limit that goes on from
+    there, and one that asks nothing."""
+    file = AnswerFile(tmp_path / "answers.sqlite")
+    visits = [visited(train_tasks[0], TURNS) for _ in range(EPISODES)]
+
+    async def label_all(policy: EndpointPolicy, chosen: list[tuple[Task, Trajectory]]) -> list[Labelled]:
+        at_once = asyncio.Semaphore(16)
+
+        async def one(task: Task, found: Trajectory) -> Labelled:
+            async with at_once:
+                return await labelled(policy, task, found, Words())
+
+        return await asyncio.gather(*(one(*visit) for visit in chosen))
+
+    def run(name: str, cap: Cap = FREE.run, timeout_s: float = 120.0, episodes: int = EPISODES) -> list[Labelled]:
+        return asked(
+            server,
+            file,
+            lambda policy: label_all(policy, visits[:episodes]),
+            settings=replace(PATIENT, timeout_s=timeout_s),
+            run=name,
+            tariff=Tariff(Prices(**PRICES), run=cap),
+            concurrency=32,
+        )
+
+    with running() as server:
+        server.mixed(SHARES)
+        server.next(*["hold"] * HOLDS)
+        run("impatient", timeout_s=1.5, episodes=5)
+        before = server.count()
+        short = run("short of money", Cap(money=LIMIT))
+        half = server.count()
+        full = run("goes on")
+        count = server.count()
+        assert run("asks nothing") == full
+        assert server.count()["tries"] == count["tries"] > 10_000
+
+    # the budget holds, also against what the server charged and never told
+    held = bill_table(file, "short of money").loc["run"]
+    charged = [money(told["billed"]) + money(told["torn"]) for told in (before, half)]
+    assert charged[1] - charged[0] <= held.money + held.uncertain_money <= LIMIT
+    # every state has one outcome, every label is the right one, and a label once bought stays
+    for first, last, (task, found) in zip(short, full, visits, strict=True):
+        number = int(task.problem_statement.split()[1])
+        for some in (first, last):
+            assert sorted(r.turn for r in (*some.labels, *some.missing)) == [turn.index for turn in found.turns]
+            assert all(label.action.arguments["command"] == f"echo {number + label.turn}" for label in some.labels)
+        assert all(label in last.labels for label in first.labels)
+    refused, left = (Counter(m.reason for some in outcome for m in some.missing) for outcome in (short, full))
+    assert 1000 < refused["budget"] < 9000 and set(left) <= {"malformed"}
+    assert sum(count["faults"].values()) - count["faults"]["ok"] > 900  # and it did go wrong
+    # the server's own count: one good answer for each label, and the same tokens and money to the last digit
+    bills = [bill_table(file, name).loc["run"] for name in ("impatient", "short of money", "goes on")]
+    labels, answers = sum(len(some.labels) for some in full), sum(count["delivered"].values())
+    uncertain = sum(bill.uncertain_queries for bill in bills)
+    late = uncertain - count["torn"]["queries"] - count["faults"]["502"]  # on a machine too busy for the impatient
+    assert len(count["delivered"]) == labels and labels <= answers <= labels + late
+    assert 0 <= count["billed"]["queries"] - sum(bill.queries for bill in bills) <= late
+    if not late:
+        for name in ("prompt", "cached", "completion"):
+            assert sum(bill[name] for bill in bills) == count["billed"][name]
+        assert sum(bill.money for bill in bills) == pytest.approx(money(count["billed"]), rel=1e-12)
+    file.close()
