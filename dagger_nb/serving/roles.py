@@ -1,0 +1,56 @@
+"""The two servers of an experiment, as its settings want them: the student's and a teacher's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from dagger_nb import paths
+from dagger_nb.config import Settings, TeacherSettings
+from dagger_nb.errors import ConfigError
+from dagger_nb.serving.engine import ServedModel, find_engine
+from dagger_nb.serving.server import Server
+from dagger_nb.serving.weights import local_checkpoint, served_folder
+
+Progress = Callable[[str], None]
+
+
+def student_server(settings: Settings, *, log: Path, progress: Progress = print) -> Server:
+    """A server, not started yet, of the base that the student is trained on, with room for its adapters.
+
+    Raises:
+        ConfigError: weights that adapters are not trained on, a context or a rank that does not fit.
+        EnvironmentProblem: no vLLM, or no checkpoint.
+    """
+    engine, student, serving = find_engine(settings.serving.python), settings.student, settings.serving
+    base = str(paths.checkpoint(student.path))
+    folder = served_folder(
+        base, weights=serving.weights, quantise=student.quantise, engine=engine, revision=student.revision
+    )
+    nf4, rank = serving.weights == "nf4", settings.lora.rank
+    model = ServedModel(folder, settings.episode.context, rank=rank, base=base, nf4=nf4)
+    return Server(model, engine, serving, log=log, progress=progress)
+
+
+def teacher_server(settings: Settings, *, log: Path, progress: Progress = print) -> Server:
+    """A server, not started yet, of the teacher's checkpoint as it is, under the name that the endpoint policy asks.
+
+    Raises:
+        ConfigError: the style needs a parser inside the server, or the context does not fit.
+        EnvironmentProblem: no vLLM, or no checkpoint.
+    """
+    teacher = settings.teacher
+    if teacher.style == "native":
+        raise ConfigError(
+            "teacher.style = 'native' needs a server that parses this model's calls; for a teacher that is served "
+            "here name its own style (hermes, qwen3_coder or text)"
+        )
+    folder = local_checkpoint(str(paths.checkpoint(teacher.path)), teacher.revision)
+    model = ServedModel(folder, settings.episode.context, name=teacher.path)
+    return Server(model, find_engine(settings.serving.python), settings.serving, log=log, progress=progress)
+
+
+def at(server: Server, teacher: TeacherSettings) -> TeacherSettings:
+    """The teacher's settings with the address of its running server."""
+    return replace(teacher, endpoint=f"{server.url}/v1")
