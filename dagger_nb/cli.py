@@ -64,7 +64,7 @@ def _reproduce(options: argparse.Namespace) -> int:
 
     values = _values(options)
     profile, seed = values.pop("profile"), values.pop("seed")
-    done = runner.reproduce(profile, seed, values, timeout_s=options.timeout, force=options.force, say=_say)
+    done = runner.reproduce(profile, seed, values, timeout_s=_limit_s(options), force=options.force, say=_say)
     folder, tables = paths.report_folder(profile, seed), paths.result_folder(profile, seed)
     title = f"dagger-nb: profile {profile}, seed {seed}"
     executed = [result.output for result in done]
@@ -78,9 +78,16 @@ def _run(options: argparse.Namespace) -> int:
 
     source, values = _find_notebook(options.notebook), _values(options)
     output = paths.report_folder(values["profile"], values["seed"]) / source.name
-    result = runner.run_notebook(source, values, output=output, timeout_s=options.timeout, say=_say)
+    result = runner.run_notebook(source, values, output=output, timeout_s=_limit_s(options), say=_say)
     _say(f"finished in {result.seconds:.0f} s: {result.output}")
     return 0
+
+
+def _limit_s(options: argparse.Namespace) -> float:
+    from dagger_nb import config, runner
+
+    served = config.load(options.profile).student.back_end == "vllm"
+    return options.timeout or (30 * 24 * 3600.0 if served else runner.TIMEOUT_S)
 
 
 def _values(options: argparse.Namespace) -> dict[str, Any]:
@@ -107,10 +114,14 @@ def _find_notebook(name: str) -> Path:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from dagger_nb import doctor
+    from dagger_nb import config, deviations, doctor
 
-    checks = doctor.examine(options.profile)
+    overrides = _pairs(options.parameter)
+    settings = config.load(options.profile, overrides)
+    checks = doctor.examine(options.profile, overrides)
     _say(doctor.table(checks))
+    if settings.student.back_end == "vllm":
+        _say(f"\nwhere profile {options.profile} leaves the paper:\n{deviations.text(settings)}")
     return 1 if any(check.status == "fail" for check in checks) else 0
 
 
@@ -220,9 +231,11 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("notebook", metavar="NOTEBOOK", help="a number (03), a name or a path")
     for command in (reproduce, run):
         _profile_options(command)
-        command.add_argument("--timeout", type=_seconds, default=6 * 3600.0, metavar="S", help="seconds for a notebook")
+        text = "seconds for a notebook (default: 6 hours, and 30 days where models are served)"
+        command.add_argument("--timeout", type=_seconds, metavar="S", help=text)
     doctor = _command(commands, "doctor", _doctor, "say what this machine has and lacks")
     doctor.add_argument("--profile", default="tiny", help="for which profile (default: tiny)")
+    _parameter_option(doctor)
     _profile_options(_command(commands, "plan", _plan, "predict tokens, test runs and minutes"))
     show = _command(commands, "show", _show, "say what a run folder holds")
     show.add_argument("run", metavar="RUN", help="name below data/runs, or a path")
@@ -239,8 +252,13 @@ def _command(commands: argparse._SubParsersAction, name: str, function: object, 
 
 
 def _profile_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--profile", default="tiny", help="budgets: smoke, tiny or study (default: tiny)")
+    profiles = "smoke, tiny, study, qwen3-0.6b, qwen3-4b or qwen3-8b (default: tiny)"
+    parser.add_argument("--profile", default="tiny", help=profiles)
     parser.add_argument("--seed", type=int, default=0, help="root of all randomness (default: 0)")
+    _parameter_option(parser)
+
+
+def _parameter_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-p", "--parameter", action="append", default=[], metavar="NAME=VALUE", help="a further value; may be repeated"
     )

@@ -58,12 +58,20 @@ Amount = Annotated[float, Range(0)]
 Rate = Annotated[float, Range(0, open=True)]
 Fraction = Annotated[float, Range(0, 1)]
 
+GENERATED = "generated"  # the mini repositories: tasks.generate
+HUB = ("swe-gym", "swe-bench-verified")
+TASK_FILES = (".parquet", ".json", ".jsonl")
+PREFIX_TEMPLATE = "data/models/qwen3.jinja"  # for hybrid Qwen3 models, whose own template rewrites earlier turns
+
 # --- the settings -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class TaskSettings:
-    """How many tasks of each split; every recipe trains on `dagger.rounds * tasks_per_round` trajectories."""
+    """How many tasks of each split; every recipe trains on `dagger.rounds * tasks_per_round` trajectories.
+
+    `source` is where they come from (`tasks.tasks_of` says what the splits are then).
+    """
 
     tasks_per_round: Positive
     dev: Count
@@ -71,6 +79,7 @@ class TaskSettings:
     longer: Count
     unseen: Count
     diagnostic: Count  # of the test tasks, the first so many also sampled, with slips, and on the teacher's states
+    source: str = GENERATED  # or swe-gym, swe-bench-verified, or a .parquet, .json or .jsonl file of tasks
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +102,7 @@ class StudentSettings:
 
     path: str = "data/base"
     revision: str = ""  # of a hub id: a commit to pin; empty takes the newest and records it
+    template: str = ""  # file of a chat template in the place of the checkpoint's own, relative to the project
     quantise: bool = True  # NF4 base
     back_end: Annotated[str, OneOf(("local", "vllm"))] = "local"
 
@@ -105,20 +115,25 @@ class TeacherSettings:
     revision: str = ""
     endpoint: str = ""  # URL of any OpenAI-compatible server; empty: vLLM serves `path` on this machine
     style: Annotated[str, OneOf(("native", "hermes", "qwen3_coder", "text"))] = "native"  # how it calls tools
-    key_variable: str = "OPENAI_API_KEY"  # the environment variable that holds the key; the key itself is never kept
+    key_variable: str = "TEACHER_API_KEY"  # the environment variable that holds the key; the key itself is never kept
+    timeout_s: Rate = 300.0  # of one try
+    length_name: Annotated[str, OneOf(("max_tokens", "max_completion_tokens"))] = "max_tokens"  # as the server has it
 
 
 @dataclass(frozen=True, slots=True)
 class LabelSettings:
-    """Which states are labelled, and hard limits on what the labels of a run may cost (0: no limit)."""
+    """Which states are labelled, and hard limits on what labels may cost, of a run and of each round (0: no limit)."""
 
     states: Annotated[str, OneOf(("every", "kth", "student", "first"))] = "every"
     k: Positive = 1  # every k-th turn, or the first k turns
     queries: Count = 0
     tokens: Count = 0  # prompt and completion together
     money: Amount = 0.0  # in the currency of the prices below
+    round_queries: Count = 0
+    round_tokens: Count = 0
+    round_money: Amount = 0.0
     price_prompt: Amount = 0.0  # for a million tokens
-    price_cached: Amount = 0.0
+    price_cached: Amount = 0.0  # of prompt tokens that the server had read before; 0: as price_prompt
     price_completion: Amount = 0.0
 
 
@@ -127,6 +142,7 @@ class SandboxSettings:
     """Where actions run. The limits are of one container; the local back end has its own (`sandboxes.Limits`)."""
 
     back_end: Annotated[str, OneOf(("local", "docker"))] = "local"
+    image: str = ""  # for tasks that bring their files; empty: one made of this machine's own Python, git and bash
     cpus: Rate = 4.0
     memory_gb: Rate = 16.0
     processes: Positive = 512
@@ -154,7 +170,10 @@ class LoraSettings:
 
 @dataclass(frozen=True, slots=True)
 class TrainingSettings:
-    """How an adapter is fitted. `batch_tokens` are tokens of packed trees in one optimiser step."""
+    """How an adapter is fitted. `batch_tokens` are tokens of packed trees in one optimiser step.
+
+    From `row_tokens` on: memory and speed. They change the last bits of a result, and `longest_first` the order.
+    """
 
     passes: Positive
     learning_rate: Rate = 2e-3
@@ -166,6 +185,13 @@ class TrainingSettings:
     lesson_weight: Amount = 1.0  # weight of labels that differ from what was executed
     aggregation: Annotated[str, OneOf(("union", "window", "current"))] = "current"  # paper: each online batch
     window: Positive = 2  # rounds kept by aggregation = "window"
+    overlong: Annotated[str, OneOf(("error", "drop"))] = "error"  # labels that end beyond the context; drop counts them
+    row_tokens: Positive = 8192  # of one forward and backward pass; a longer tree is a pass of its own
+    head_rows: Positive = 4096  # predictions whose logits exist at the same time
+    attention: Annotated[str, OneOf(("auto", "tree", "dense", "flex"))] = "auto"  # training.mask; auto: by the device
+    checkpointing: bool = False  # a layer's activations are computed again in the backward pass, not kept
+    longest_first: bool = False  # the longest batch opens the fit, so that a lack of memory shows at once
+    save_steps: Positive = 100  # optimiser steps between two checkpoints
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +244,53 @@ class Settings:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-# Budgets only: every profile sets the same names, and runs the same notebooks and cells.
+# The laptop's profiles set budgets only, all the same ones. The served profiles set the same budgets and, all the same
+# names again, what the paper's scale changes; `deviations` says where and why they leave the paper.
+_SERVED: Mapping[str, object] = {
+    "tasks.source": "swe-gym",
+    "workers": 32,
+    "episode.max_turns": 100,
+    "episode.context": 65_536,
+    "episode.max_new_tokens": 2_048,
+    "episode.temperature": 0.7,
+    "episode.top_p": 0.9,
+    "episode.cohort": 64,
+    "episode.command_timeout_s": 120.0,
+    "student.path": "Qwen/Qwen3-4B-Instruct-2507",
+    "student.template": "",
+    "student.quantise": True,
+    "student.back_end": "vllm",
+    "teacher.path": "Qwen/Qwen3-Coder-30B-A3B-Instruct",
+    "teacher.style": "qwen3_coder",
+    "sandbox.back_end": "docker",
+    "sandbox.cpus": 4.0,
+    "sandbox.memory_gb": 16.0,
+    "serving.concurrency": 16,
+    "lora.rank": 32,
+    "lora.alpha": 64,
+    "training.learning_rate": 3e-5,
+    "training.schedule": "constant",
+    "training.batch_tokens": 819_200,  # about 16 trees of the assumed mean length
+    "training.aggregation": "current",
+    "training.overlong": "drop",
+    "training.row_tokens": 65_536,
+    "training.checkpointing": True,
+    "training.longest_first": True,
+    "training.save_steps": 10,
+    "dagger.schedule": "paper",
+    "dagger.switch_turns_per_round": 20,
+    "dagger.filter": "finish",
+}
+_PAPER_BUDGETS: Mapping[str, object] = {
+    "tasks.tasks_per_round": 512,
+    "tasks.dev": 0,
+    "tasks.test": 100,  # the holdout of SWE-Gym
+    "tasks.longer": 0,
+    "tasks.unseen": 500,  # SWE-bench Verified
+    "tasks.diagnostic": 50,
+    "training.passes": 3,
+    "dagger.rounds": 5,
+}
 PROFILES: Mapping[str, Mapping[str, object]] = {
     "smoke": {
         "tasks.tasks_per_round": 3,
@@ -249,6 +321,35 @@ PROFILES: Mapping[str, Mapping[str, object]] = {
         "tasks.diagnostic": 60,
         "training.passes": 3,
         "dagger.rounds": 4,
+    },
+    "qwen3-0.6b": {
+        **_SERVED,
+        "tasks.tasks_per_round": 16,
+        "tasks.dev": 0,
+        "tasks.test": 16,
+        "tasks.longer": 0,
+        "tasks.unseen": 16,
+        "tasks.diagnostic": 8,
+        "training.passes": 1,
+        "dagger.rounds": 2,
+        "workers": 8,
+        "episode.max_turns": 30,
+        "episode.context": 32_768,
+        "episode.cohort": 16,
+        "student.path": "Qwen/Qwen3-0.6B",
+        "student.template": PREFIX_TEMPLATE,
+        "teacher.path": "Qwen/Qwen3-4B-Instruct-2507",
+        "teacher.style": "hermes",
+        "training.batch_tokens": 65_536,
+        "training.row_tokens": 32_768,
+    },
+    "qwen3-4b": {**_SERVED, **_PAPER_BUDGETS},
+    "qwen3-8b": {
+        **_SERVED,
+        **_PAPER_BUDGETS,
+        "student.path": "Qwen/Qwen3-8B",
+        "student.template": PREFIX_TEMPLATE,
+        "episode.context": 40_960,
     },
 }
 
@@ -331,16 +432,41 @@ _WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "True o
 
 def _refuse_degenerate(settings: Settings) -> None:
     """Refuse combinations that would waste a run or make its result meaningless."""
-    tasks, episode = settings.tasks, settings.episode
-    refusals = {
-        f"episode.max_new_tokens = {episode.max_new_tokens} leaves no room for a prompt in "
-        f"episode.context = {episode.context}; lower the first": episode.max_new_tokens >= episode.context,
-        f"teacher.path = student.path = {settings.student.path!r}: a student that labels itself learns nothing; "
-        "name another teacher": settings.teacher.path == settings.student.path,
-        "tasks.test = 0 leaves nothing to report; set it to at least 1": tasks.test == 0,
-        "student.path is empty; name a checkpoint's folder or hub id": not settings.student.path.strip(),
-        "teacher.path is empty; use 'scripted', or name a checkpoint": not settings.teacher.path.strip(),
-    }
-    for message, refused in refusals.items():
+    for message, refused in {**_general(settings), **_of_source(settings)}.items():
         if refused:
             raise ConfigError(message)
+
+
+def _general(settings: Settings) -> dict[str, bool]:
+    """Message -> whether it is deserved."""
+    episode, student, teacher = settings.episode, settings.student.path.strip(), settings.teacher.path.strip()
+    return {
+        f"episode.max_new_tokens = {episode.max_new_tokens} leaves no room for a prompt in "
+        f"episode.context = {episode.context}; lower the first": episode.max_new_tokens >= episode.context,
+        f"teacher.path = student.path = {student!r}: a student that labels itself learns nothing; "
+        "name another teacher": bool(student) and student.rstrip("/").lower() == teacher.rstrip("/").lower(),
+        "tasks.test = 0 leaves nothing to report; set it to at least 1": settings.tasks.test == 0,
+        "student.path is empty; name a checkpoint's folder or hub id": not student,
+        "teacher.path is empty; use 'scripted', or name a checkpoint": not teacher,
+    }
+
+
+SMALLEST_CONTEXT = 16_384  # prompt, a long issue text and one cut observation of a real repository
+
+
+def _of_source(settings: Settings) -> dict[str, bool]:
+    """Message -> whether it is deserved, about where tasks come from."""
+    source, context = settings.tasks.source, settings.episode.context
+    hub = source in HUB
+    known = f"{GENERATED}, {', '.join(HUB)}, or a file that ends in {', '.join(TASK_FILES)}"
+    return {
+        f"tasks.source = {source!r} is refused: it must be {known}{nearest(source, (GENERATED, *HUB))}": not (
+            hub or source == GENERATED or source.endswith(TASK_FILES)
+        ),
+        f"teacher.path = 'scripted' cannot label tasks of {source!r}: it knows generated ones only; name a model "
+        "(and teacher.endpoint where another machine serves it)": hub and settings.teacher.path == "scripted",
+        f"sandbox.back_end = {settings.sandbox.back_end!r} cannot run tasks of {source!r}, which live in container "
+        "images; set it to 'docker'": hub and settings.sandbox.back_end != "docker",
+        f"episode.context = {context} is too small for tasks of {source!r}; set it to at least {SMALLEST_CONTEXT}": hub
+        and context < SMALLEST_CONTEXT,
+    }

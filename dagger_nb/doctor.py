@@ -9,47 +9,60 @@ import shutil
 import sys
 import tomllib
 import warnings
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Literal
 
 from packaging.requirements import Requirement
 
 from dagger_nb import config, paths, store
+from dagger_nb.checks import Check, failed
+from dagger_nb.config import Settings
 from dagger_nb.errors import DaggerError, DataError
 from dagger_nb.sandboxes.local import local_factory
 
-DISK_GB = {"smoke": 1, "tiny": 2, "study": 20}  # free space for runs, caches and reports
+DISK_GB = {"smoke": 1.0, "tiny": 2.0, "study": 20.0}  # free space for runs, caches and reports; others are planned
 PINNED = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "swebench", "papermill", "pytest")
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One finding. Only `fail` stops a run; `next_step` is empty where there is nothing to do."""
-
-    name: str
-    status: Literal["ok", "warn", "fail"]
-    what: str
-    next_step: str = ""
-
-
-def examine(profile: str) -> list[Check]:
-    """Every check for a profile, in the order of the table. Raises ConfigError for an unknown profile."""
-    settings = config.load(profile)
-    return [
+def examine(profile: str, overrides: Mapping[str, object] | None = None) -> list[Check]:
+    """Every check for a profile, in the order of the table. Raises ConfigError for an unknown profile or setting."""
+    settings = config.load(profile, overrides)
+    checks = [
         python_version(sys.version_info[:3]),
         tool("git"),
-        sandbox(),
+        *([sandbox()] if settings.sandbox.back_end == "local" else []),
         *packages(pinned_requirements()),
         threads(settings.threads),
-        disk(DISK_GB[profile]),
+        planned_disk(settings),
         write_permission(),
+    ]
+    if settings.student.back_end == "vllm":
+        from dagger_nb import readiness
+
+        return [*checks, *readiness.served(settings)]
+    return [
+        *checks,
         base_model(paths.checkpoint(settings.student.path)),
         optional_program("docker", "Docker", "containers as sandboxes"),
         optional_program("nvidia-smi", "GPU", "the Qwen3 profiles"),
         optional_module("vllm", "vLLM", "serving the Qwen3 profiles"),
     ]
+
+
+def planned_disk(settings: Settings) -> Check:
+    try:
+        return disk(disk_gb(settings))
+    except DaggerError as error:  # a model whose shape is not known
+        return failed("disk", error)
+
+
+def disk_gb(settings: Settings) -> float:
+    """Free space that a profile needs, in GB."""
+    if settings.profile in DISK_GB:
+        return DISK_GB[settings.profile]
+    from dagger_nb import readiness
+
+    return readiness.disk_gb(settings)
 
 
 def table(checks: Iterable[Check]) -> str:
@@ -121,7 +134,7 @@ def threads(wanted: int) -> Check:
 def disk(needed_gb: float) -> Check:
     folder = next(folder for folder in (paths.home(), *paths.home().parents) if folder.exists())
     free = shutil.disk_usage(folder).free / 1e9
-    what = f"{free:.0f} GB free at {folder}; the profile needs about {needed_gb:g}"
+    what = f"{free:.0f} GB free at {folder}; the profile needs about {needed_gb:.0f}"
     if free >= needed_gb:
         return Check("disk", "ok", what)
     return Check("disk", "fail", what, f"free some, or set {paths.HOME_VARIABLE} to another disk")
@@ -131,8 +144,7 @@ def write_permission() -> Check:
     try:
         return Check("write permission", "ok", str(paths.writable(paths.runs())))
     except DaggerError as error:
-        what, _, step = str(error).partition("; ")
-        return Check("write permission", "fail", what, step)
+        return failed("write permission", error)
 
 
 def base_model(folder: Path) -> Check:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -13,19 +14,21 @@ from typing import Any
 
 from dagger_nb import paths
 from dagger_nb.config import Settings
+from dagger_nb.crew import Executor
 from dagger_nb.errors import ConfigError
 from dagger_nb.evaluation.grades import Grade, Status
 from dagger_nb.evaluation.grading import grade_all
 from dagger_nb.evaluation.predictions import Prediction, write_predictions
-from dagger_nb.fleet import CohortJob, Fleet, in_cohorts, progress_line
+from dagger_nb.fleet import CohortJob, in_cohorts, progress_line
 from dagger_nb.mixing import STUDENT_ALONE, TEACHER_ALONE, Mixer
 from dagger_nb.policies.protocol import Sampling
 from dagger_nb.recipes import Recipe, recipe
 from dagger_nb.records import Label, StopReason, Task, Trajectory, digest
 from dagger_nb.rollout import Conditions, Limits, Plan
+from dagger_nb.sandboxes import factory_for
 from dagger_nb.store import CohortRecord, RunStore, read_json, round_group, rounds_to_train_on, write_json
 from dagger_nb.students import Version, quiet, renderer_of
-from dagger_nb.tasks import tasks
+from dagger_nb.tasks import tasks_of
 
 Log = Callable[[str], None]
 
@@ -61,9 +64,7 @@ EXAMS: Mapping[str, Exam] = {
 class Experiment:
     """One recipe under some settings, in its run folder. Every method is a cache hit when its result exists."""
 
-    def __init__(self, name: str, settings: Settings, fleet: Fleet, log: Log = print) -> None:
-        if settings.teacher.path != "scripted":
-            raise ConfigError(f"teacher.path = {settings.teacher.path!r}: only the 'scripted' teacher can label yet")
+    def __init__(self, name: str, settings: Settings, fleet: Executor, log: Log = print) -> None:
         self.recipe: Recipe = recipe(name, settings)
         self.settings, self.fleet, self.log = settings, fleet, log
         config = identity(name, settings)
@@ -71,7 +72,7 @@ class Experiment:
         quiet()
         self._tried: set[tuple[str, int]] = set()  # cohorts that this process ran; none is run twice
         self.base = str(paths.checkpoint(settings.student.path))
-        self.renderer = renderer_of(self.base)
+        self.renderer = renderer_of(self.base, settings.student.template)
 
     # -- the rounds
 
@@ -81,13 +82,13 @@ class Experiment:
             self.collect(round_)
             self.train(round_)
         if not self.store.done:
-            self.store.finish(provenance(self.settings))
+            self.store.finish(provenance(self.settings) | self.fleet.facts())
         return self.student_after(self.recipe.rounds)
 
     def collect(self, round_: int) -> list[CohortRecord]:
         """The episodes of a round and their labels, by the student of the round before."""
         group = round_group(round_)
-        plans = [Plan(task, attempt=0, round=round_) for task in self.training_tasks(round_)]
+        plans = plans_of(self.training_tasks(round_), round_)
         conditions = self._conditions(
             self.recipe.mixer, self.student_after(round_ - 1), self.settings.episode.temperature
         )
@@ -99,7 +100,8 @@ class Experiment:
     def training_tasks(self, round_: int) -> list[Task]:
         """Each round has tasks of its own; together all rounds of every recipe use the same tasks."""
         count = self.recipe.tasks_per_round
-        return tasks("train", count, start=self.settings.seed * TASKS_PER_SEED + (round_ - 1) * count)
+        start = self.settings.seed * TASKS_PER_SEED + (round_ - 1) * count
+        return tasks_of(self.settings.tasks.source, "train", count, start=start)
 
     def train(self, round_: int) -> Path:
         """The adapter after a round; trained further from the one before (aggregation says on which rounds)."""
@@ -108,6 +110,7 @@ class Experiment:
         folder = self.adapter_folder(round_)
         if (folder / "fit.json").exists():
             return folder
+        self.fleet.rest()
         training = self.settings.training
         rounds = rounds_to_train_on(round_, training.aggregation, training.window)
         entries = self.store.entries(rounds)
@@ -130,11 +133,12 @@ class Experiment:
 
     def student_after(self, round_: int) -> Version:
         """The student after a round; round 0 is the untrained base."""
-        quantise = self.settings.student.quantise
+        student = self.settings.student
         if round_ == 0:
-            return Version(self.base, None, quantise)
+            return Version(self.base, None, student.quantise, template=student.template)
         folder = self.adapter_folder(round_)
-        return Version(self.base, str(folder), quantise, read_json(folder / "fit.json")["adapter"][:12])
+        name = read_json(folder / "fit.json")["adapter"][:12]
+        return Version(self.base, str(folder), student.quantise, name, student.template)
 
     def fit_report(self, round_: int) -> dict[str, Any]:
         """What the training of a round was and how it went (losses, labels, lessons, tokens, seconds)."""
@@ -155,12 +159,10 @@ class Experiment:
 
     def exam_tasks(self, exam_name: str) -> list[Task]:
         exam = _exam(exam_name)
-        return tasks(exam.split, exam_size(exam, self.settings))
+        return tasks_of(self.settings.tasks.source, exam.split, exam_size(exam, self.settings))
 
     def grade(self, exam_name: str, *, round_: int | None = None) -> list[Grade]:
         """The verdict on each episode's patch, in task order, in a fresh sandbox; equal patches are graded once."""
-        from dagger_nb.sandboxes import local_factory
-
         records = self.examine(exam_name, round_=round_)
         student = self.student_after(self.recipe.rounds if round_ is None else round_)
         folder = self.store.root / self.exam_group(_exam(exam_name), student)
@@ -172,7 +174,7 @@ class Experiment:
         )
         by_id = {task.instance_id: task for task in self.exam_tasks(exam_name)}
         pairs = [(by_id[t.instance_id], t.patch) for t in trajectories]
-        with local_factory() as factory:  # no cache: no two gradings run the same commands
+        with factory_for(self.settings.sandbox) as factory:  # no cache: no two gradings run the same commands
             grades = grade_all(pairs, factory, jobs=self.settings.workers, store_path=gradebook())
         return [
             Grade(t.instance_id, Status.INFRASTRUCTURE, detail=t.detail) if _broken(t) else verdict
@@ -209,7 +211,8 @@ class Experiment:
         cohorts = in_cohorts(plans, self.settings.episode.cohort)
         missing = [n for n in range(len(cohorts)) if not self._settled(group, n)]
         self._tried.update((group, n) for n in missing)
-        jobs = [CohortJob(n, cohorts[n], conditions, student, observation_cache()) for n in missing]
+        run, sandbox = self.store.root.name, self.settings.sandbox
+        jobs = [CohortJob(n, cohorts[n], conditions, student, observation_cache(), run, sandbox) for n in missing]
         done = len(cohorts) - len(missing)
         for job, record, seconds in self.fleet.run(jobs):
             self.store.write_cohort(group, job.number, record)
@@ -222,6 +225,16 @@ class Experiment:
         return record is not None and ((group, number) in self._tried or not any(map(_broken, record.trajectories)))
 
 
+def plans_of(tasks: Sequence[Task], round_: int) -> list[Plan]:
+    """One episode a task; where a round holds a task several times, the attempts tell them apart."""
+    seen: Counter[str] = Counter()
+    plans = []
+    for task in tasks:
+        plans.append(Plan(task, attempt=seen[task.instance_id], round=round_))
+        seen[task.instance_id] += 1
+    return plans
+
+
 TASKS_PER_SEED = 100_000  # training seeds draw disjoint training tasks
 
 
@@ -230,7 +243,7 @@ def identity(name: str, settings: Settings) -> dict[str, Any]:
     kept = settings.to_dict()
     for irrelevant in ("profile", "workers", "evaluation"):
         del kept[irrelevant]
-    kept["tasks"] = {"tasks_per_round": settings.tasks.tasks_per_round}
+    kept["tasks"] = {"tasks_per_round": settings.tasks.tasks_per_round, "source": settings.tasks.source}
     return {"recipe": name, "settings": kept, "base": _base_digest(settings)}
 
 
@@ -267,9 +280,7 @@ def _exam(name: str) -> Exam:
 
 def provenance(settings: Settings) -> dict[str, Any]:
     """Where a result comes from: code, versions, machine, and the settings."""
-    from dagger_nb.sandboxes import local_factory
-
-    with local_factory() as factory:
+    with factory_for(settings.sandbox) as factory:
         guarantees = {"backend": factory.name, **factory.guarantees()}
     return {
         "git": _git("rev-parse", "HEAD"),

@@ -14,11 +14,14 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from dagger_nb.config import SandboxSettings
 from dagger_nb.errors import EnvironmentProblem
 from dagger_nb.labelling import label_trajectory
 from dagger_nb.policies import teacher
 from dagger_nb.rollout import Conditions, Plan, run_cohort
+from dagger_nb.sandboxes import SandboxFactory, factory_for
 from dagger_nb.store import CohortRecord
 from dagger_nb.students import LocalStudent, Version, load_for_acting, quiet
 
@@ -32,6 +35,8 @@ class CohortJob:
     conditions: Conditions
     student: Version
     cache: Path | None  # of observations, shared by all workers
+    run: str = ""  # the run folder's name: who pays for the labels that cost money
+    sandbox: SandboxSettings = SandboxSettings()
 
 
 class Fleet:
@@ -46,6 +51,12 @@ class Fleet:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def rest(self) -> None:
+        """Workers hold no accelerator; there is nothing to free."""
+
+    def facts(self) -> dict[str, Any]:
+        return {}
 
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
@@ -73,7 +84,7 @@ class Fleet:
 
 
 _loaded: dict[Version, LocalStudent] = {}
-_factories: dict[Path | None, object] = {}
+_factories: dict[tuple[SandboxSettings, Path | None], SandboxFactory] = {}
 
 
 def _prepare() -> None:
@@ -87,7 +98,7 @@ def _prepare() -> None:
 def run_job(job: CohortJob) -> tuple[CohortRecord, float]:
     """Run one cohort in this process: episodes, then the teacher's label at every visited state."""
     began = time.monotonic()
-    student, factory = _student(job.student), _factory(job.cache)
+    student, factory = _student(job.student), _factory(job.sandbox, job.cache)
     session = student.session(len(job.plans), job.conditions.limits.context)
     rollouts = run_cohort(
         job.plans, job.conditions, session=session, teacher=teacher.label, renderer=student.renderer, factory=factory
@@ -110,12 +121,10 @@ def _student(version: Version) -> LocalStudent:
     return _loaded[version]
 
 
-def _factory(cache: Path | None) -> object:
-    from dagger_nb.sandboxes import local_factory
-
-    if cache not in _factories:
-        _factories[cache] = local_factory(cache=cache)
-    return _factories[cache]
+def _factory(settings: SandboxSettings, cache: Path | None) -> SandboxFactory:
+    if (settings, cache) not in _factories:
+        _factories[settings, cache] = factory_for(settings, cache=cache)
+    return _factories[settings, cache]
 
 
 def in_cohorts(plans: Sequence[Plan], size: int) -> list[tuple[Plan, ...]]:

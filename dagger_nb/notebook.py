@@ -9,9 +9,9 @@ from importlib import metadata
 
 from dagger_nb import config, paths
 from dagger_nb.config import Settings
-from dagger_nb.fleet import Fleet
+from dagger_nb.crew import Executor, executor
 
-_fleets: dict[int, Fleet] = {}
+_executors: dict[int | Settings, Executor] = {}
 
 
 def begin(profile: str, seed: int, overrides: Mapping[str, object] | None = None) -> Settings:
@@ -27,11 +27,24 @@ def begin(profile: str, seed: int, overrides: Mapping[str, object] | None = None
     return settings
 
 
-def fleet(settings: Settings) -> Fleet:
-    """This notebook's worker processes, started at the first call and kept for the others."""
-    if settings.workers not in _fleets:
-        _fleets[settings.workers] = Fleet(settings.workers)
-    return _fleets[settings.workers]
+def needs(settings: Settings, number: str) -> None:
+    """Print what notebook `number` ("02" to "06") needs and takes in this profile, before anything is spent.
+
+    Raises:
+        ConfigError: the profile does not fit this machine's GPU.
+    """
+    from dagger_nb import plan
+
+    print(plan.needs(settings, number))
+
+
+def fleet(settings: Settings) -> Executor:
+    """Who runs this notebook's episodes, made at the first call and kept for the others."""
+    local = settings.student.back_end == "local"
+    key = settings.workers if local else settings
+    if key not in _executors:
+        _executors[key] = executor(settings)
+    return _executors[key]
 
 
 def check(holds: bool, claim: str) -> None:

@@ -4,8 +4,7 @@
     python -m dagger_nb.plan --profile tiny --check     against this machine's runs; exit code 1 where it misses
     python -m dagger_nb.plan --profile tiny --measure   write data/plan/rates.json from this machine's runs
 
-Formulas, with E episodes known from the settings and every rate measured (data/plan/rates.json, a row for each kind
-of phase, with where it comes from):
+Formulas, with E episodes known from the settings and the rates below (a row for each kind of phase):
 
     episodes   turns = E x turns; prompt = E x prompt; action, observation, test runs = turns x (their rate);
                fresh test runs = test runs x fresh; seconds = turns x seconds / workers
@@ -13,6 +12,10 @@ of phase, with where it comes from):
     grading    test runs = patches x test_runs; fresh = test runs x fresh; seconds = fresh x seconds / workers
 
 Not covered: the start of notebooks and workers, and notebooks that neither collect nor train.
+
+Rates are measured (data/plan/rates.json) but for a served profile (student.back_end = "vllm"), which is too large to be
+measured before it runs: its rates follow from assumptions that are named as such (`scale`), and GPU memory, disk and
+the teacher's bill are added (`footprint`).
 """
 
 from __future__ import annotations
@@ -27,11 +30,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from dagger_nb import config, results, usage
+from dagger_nb import config, footprint, memory, results, scale, usage
 from dagger_nb.config import Settings
 from dagger_nb.errors import DaggerError, DataError
 from dagger_nb.experiment import EXAMS, Experiment, exam_size
 from dagger_nb.fleet import Fleet
+from dagger_nb.gpus import local_gpus
 from dagger_nb.rates import Rates, measure, rate_of, rates_file, seconds_per_turn, time_grading
 from dagger_nb.recipes import RECIPES, Recipe, recipe
 from dagger_nb.results import PROGRAMME
@@ -60,12 +64,19 @@ class Plan:
     def __str__(self) -> str:
         table = self.table()
         counts = table.drop(columns="minutes").map("{:,.0f}".format).assign(minutes=table.minutes.map("{:.1f}".format))
-        rates = pd.DataFrame(self.rates).T.map(lambda rate: "" if pd.isna(rate) else f"{rate:.4g}")
+        used = {phase.kind: self.rates[phase.kind] for phase in self.phases}
+        rates = pd.DataFrame(used).T.sort_index().map(lambda rate: "" if pd.isna(rate) else f"{rate:.4g}")
         formulas = __doc__.partition("Formulas,")[2].partition("Not covered")[0].rstrip()
         return (
             f"profile {self.settings.profile}, seed {self.settings.seed}, {self.settings.workers} workers\n\n"
-            f"{counts.to_string()}\n\nFormulas,{formulas}\n\nRates: {self.source}\n{rates.to_string()}"
+            f"{counts.to_string()}\n\nFormulas,{formulas}\n\nRates: {self.source}\n{rates.to_string()}{self._served()}"
         )
+
+    def _served(self) -> str:
+        if not _is_served(self.settings):
+            return ""
+        rates = scale.__doc__.partition("\n")[2].rstrip()
+        return f"\n{rates}\n\n{footprint.report(self.settings, self.phases)}"
 
 
 def plan(settings: Settings) -> Plan:
@@ -74,10 +85,23 @@ def plan(settings: Settings) -> Plan:
     Raises:
         DataError: rates.json is missing or torn, or lacks a kind of phase.
     """
-    measured = read_json(rates_file())
-    rates = measured["rates"]
+    rates, source = _rates(settings)
     phases = [phase for name in RECIPES for phase in _of_recipe(recipe(name, settings), settings, rates)]
-    return Plan(settings, tuple(phases), rates, measured["source"])
+    return Plan(settings, tuple(phases), rates, source)
+
+
+def _is_served(settings: Settings) -> bool:
+    return settings.student.back_end == "vllm"
+
+
+def _rates(settings: Settings) -> tuple[Rates, str]:
+    """The rates that a plan multiplies with, and where they come from."""
+    if not _is_served(settings):
+        measured = read_json(rates_file())
+        return measured["rates"], measured["source"]
+    here = local_gpus()
+    gpu = scale.gpu_like(here[0].name if here else "")
+    return scale.rates(settings, gpu), f"ASSUMED for profile {settings.profile} on one {gpu.name}, see below"
 
 
 def _of_recipe(chosen: Recipe, settings: Settings, rates: Rates) -> Iterator[Usage]:
@@ -130,6 +154,58 @@ def _grading(name: str, patches: int, settings: Settings, rates: Rates) -> Usage
     fresh = runs * rate["fresh"]
     seconds = fresh * rate["seconds"] / settings.workers
     return Usage(f"{name} grading", GRADE, episodes=patches, test_runs=runs, fresh_runs=fresh, seconds=seconds)
+
+
+# --- what one notebook needs ----------------------------------------------------------------------------------
+
+
+_RECIPES_OF = {"02": (), "03": ("base", "sft"), "04": ("dagger", "switch"), "05": (), "06": ()}
+_FIRST = "sft collect 1"  # collected by notebook 02 and read by 03
+
+
+def needs(settings: Settings, number: str) -> str:
+    """What notebook `number` ("02" to "06") takes under these settings, in a few lines, from the same figures.
+
+    Raises:
+        ConfigError: the profile does not fit this machine's GPU.
+        DataError: a rate is missing.
+    """
+    predicted = plan(settings)
+    mine = notebook_phases(predicted, number)
+    spent, episodes = sum(phase.seconds for phase in mine), sum(phase.episodes for phase in mine if phase.turns)
+    tokens = sum(phase.tokens for phase in mine)
+    lines = [
+        f"notebook {number}, profile {settings.profile}: {episodes:,.0f} episodes, {tokens:,.0f} tokens, {_time(spent)}"
+    ]
+    if not mine:
+        lines = [
+            f"notebook {number}, profile {settings.profile}: collects and trains nothing, it reads what 03 and 04 wrote"
+        ]
+    if _is_served(settings):
+        lines += _needs_served(settings, mine)
+    return "\n".join([*lines, f"rates: {predicted.source}"])
+
+
+def notebook_phases(predicted: Plan, number: str) -> list[Usage]:
+    """The phases that notebook `number` runs; later ones find them done."""
+    recipes = _RECIPES_OF[number]
+    first = [phase for phase in predicted.phases if phase.phase == _FIRST and number == "02"]
+    return first + [p for p in predicted.phases if p.phase != _FIRST and p.phase.partition(" ")[0] in recipes]
+
+
+def _needs_served(settings: Settings, mine: Sequence[Usage]) -> list[str]:
+    for gpu in local_gpus()[:1]:
+        memory.refuse_misfit(settings, gpu.bytes)
+    queries, tokens = footprint.teacher_tokens(settings, mine)
+    size = sum(footprint.disk_gb(settings, mine).values())
+    return [
+        f"one GPU of {memory.needed_bytes(settings) / memory.GB:.0f} GB or more, Docker, {size:,.0f} GB of disk",
+        f"teacher: {queries:,.0f} queries, {tokens.prompt:,} prompt and {tokens.completion:,} completion tokens",
+    ]
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds / 60:.1f} minutes" if seconds < 3600 else f"{seconds / 3600:,.1f} hours"
 
 
 # --- against what was used ------------------------------------------------------------------------------------

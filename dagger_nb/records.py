@@ -150,10 +150,29 @@ class Label:
     lesson: bool
 
 
-Record = TypeVar("Record", Task, Trajectory, Label)
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """A state that was to be labelled and has no label.
+
+    `reason` is "no answer" (the endpoint failed in spite of retries), "malformed" (two answers that are no call of a
+    tool) or "budget" (asking would have overrun a limit); `detail` says more.
+    """
+
+    instance_id: str
+    attempt: int
+    round: int
+    policy: str
+    turn: int
+    actor: str
+    teacher: str
+    reason: str
+    detail: str
 
 
-def to_json(record: Task | Trajectory | Label) -> str:
+Record = TypeVar("Record", Task, Trajectory, Label, Missing)
+
+
+def to_json(record: Task | Trajectory | Label | Missing) -> str:
     """One line of JSON with sorted keys, so that equal records are equal bytes."""
     row = dataclasses.asdict(record) | {"format": FORMAT, "type": type(record).__name__}
     return json.dumps(row, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
@@ -200,4 +219,4 @@ def _label(row: dict[str, Any]) -> Label:
     return Label(**row | {"action": Action(**row["action"]), "token_ids": tuple(row["token_ids"])})
 
 
-_BUILD = {Task: _task, Trajectory: _trajectory, Label: _label}
+_BUILD = {Task: _task, Trajectory: _trajectory, Label: _label, Missing: lambda row: Missing(**row)}

@@ -14,12 +14,12 @@ import pandas as pd
 
 from dagger_nb import paths
 from dagger_nb.config import Settings
+from dagger_nb.crew import Executor
 from dagger_nb.errors import DataError
 from dagger_nb.evaluation import diagnostics, protocol, tables
 from dagger_nb.evaluation.grades import Grade
 from dagger_nb.evaluation.predictions import Prediction, read_predictions
 from dagger_nb.experiment import EXAMS, Experiment, all_labels, all_trajectories, identity
-from dagger_nb.fleet import Fleet
 from dagger_nb.recipes import RECIPES
 from dagger_nb.records import digest
 from dagger_nb.statistics import wilson
@@ -153,7 +153,9 @@ def load(folder: Path, recipes: Sequence[str] = ()) -> dict[str, pd.DataFrame]:
     if "outcomes" not in found:
         raise DataError(f"no results in {folder}; run notebooks 03 and 04 of this profile and seed first")
     if missing := [name for name in recipes if name not in set(found["outcomes"].recipe)]:
-        raise DataError(f"no results of {', '.join(missing)} in {folder}; run notebooks 03 and 04 first, both to the end")
+        raise DataError(
+            f"no results of {', '.join(missing)} in {folder}; run notebooks 03 and 04 first, both to the end"
+        )
     return found
 
 
@@ -168,7 +170,7 @@ def published() -> Path:
     return paths.data() / "results" / "published"
 
 
-def runs(settings: Settings, fleet: Fleet) -> dict[str, Experiment]:
+def runs(settings: Settings, fleet: Executor) -> dict[str, Experiment]:
     """The runs of these settings that this machine has, by recipe in the order of the notebooks; starts nothing."""
     folders = {name: paths.run_folder(name, settings.seed, digest(identity(name, settings))) for name in RECIPES}
     return {name: Experiment(name, settings, fleet) for name, folder in folders.items() if folder.is_dir()}

@@ -26,18 +26,22 @@ from pathlib import Path
 from typing import Any
 
 from dagger_nb.errors import DataError, EnvironmentProblem
-from dagger_nb.records import FORMAT, Action, Label, Trajectory, from_json, to_json
+from dagger_nb.records import FORMAT, Action, Label, Missing, Trajectory, from_json, to_json
 
 CHECKSUM = "sha256:"
 
 
 @dataclass(frozen=True, slots=True)
 class CohortRecord:
-    """What one cohort left: trajectories in plan order, their labels, and shadows by (instance, attempt, turn)."""
+    """What one cohort left: trajectories in plan order, their labels, and shadows by (instance, attempt, turn).
+
+    `missing` are the states that were to be labelled and could not be.
+    """
 
     trajectories: tuple[Trajectory, ...]
     labels: tuple[Label, ...]
     shadows: Mapping[tuple[str, int, int], Action]
+    missing: tuple[Missing, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +80,7 @@ class RunStore:
         return self.root / group / f"{cohort:04d}.jsonl"
 
     def write_cohort(self, group: str, cohort: int, record: CohortRecord) -> Path:
-        lines = [to_json(trajectory) for trajectory in record.trajectories]
-        lines += [to_json(label) for label in record.labels]
+        lines = [to_json(row) for row in (*record.trajectories, *record.labels, *record.missing)]
         shadows = [[*key, dataclasses.asdict(action)] for key, action in sorted(record.shadows.items())]
         lines.append(json.dumps({"format": FORMAT, "type": "Shadows", "rows": shadows}, sort_keys=True))
         body = "".join(line + "\n" for line in lines)
@@ -156,11 +159,13 @@ def read_cohort(path: Path) -> CohortRecord:
 
 def _cohort(body: str) -> CohortRecord:
     *lines, last = body.removesuffix("\n").split("\n")  # not splitlines: a text may hold other line separators
-    is_label = [json.loads(line)["type"] == "Label" for line in lines]
-    trajectories = tuple(from_json(line, Trajectory) for line, label in zip(lines, is_label, strict=True) if not label)
-    labels = tuple(from_json(line, Label) for line, label in zip(lines, is_label, strict=True) if label)
+    rows: dict[type, list[Any]] = {Trajectory: [], Label: [], Missing: []}
+    kinds = {kind.__name__: kind for kind in rows}
+    for line in lines:
+        kind = kinds[json.loads(line)["type"]]
+        rows[kind].append(from_json(line, kind))
     shadows = {(i, a, t): Action(**action) for i, a, t, action in json.loads(last)["rows"]}
-    return CohortRecord(trajectories, labels, shadows)
+    return CohortRecord(tuple(rows[Trajectory]), tuple(rows[Label]), shadows, tuple(rows[Missing]))
 
 
 def write_text(path: Path, text: str) -> Path:

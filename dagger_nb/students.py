@@ -6,6 +6,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+from dagger_nb import paths
 from dagger_nb.errors import DataError
 from dagger_nb.policies.local import ATTENTION, Cohort
 from dagger_nb.rendering import Renderer
@@ -22,6 +23,7 @@ class Version:
     adapter: str | None = None
     quantise: bool = True
     name: str = "base"
+    template: str = ""  # see `renderer_of`
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,15 +47,25 @@ def quiet() -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
-def renderer_of(base: str) -> Renderer:
-    """The renderer of a base's own tokenizer and chat template. Raises DataError when there is none."""
+def renderer_of(base: str, template: str = "") -> Renderer:
+    """The renderer of a base's tokenizer and chat template, or of the template in a file of the project.
+
+    Raises:
+        DataError: there is no tokenizer or no such file, or the template rewrites earlier messages.
+    """
     from transformers import AutoTokenizer
 
     if Path(base).exists() and not (Path(base) / "tokenizer.json").exists():
         raise DataError(
             f"{base} holds no tokenizer (tokenizer.json); rebuild it with `python -m dagger_nb.base.pretrain`"
         )
-    return Renderer(AutoTokenizer.from_pretrained(base))
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    if template:
+        file = paths.project() / template
+        if not file.is_file():
+            raise DataError(f"student.template = {template!r}: no such file in {paths.project()}")
+        tokenizer.chat_template = file.read_text(encoding="utf-8")
+    return Renderer(tokenizer)
 
 
 def load_for_acting(version: Version) -> LocalStudent:
@@ -68,4 +80,4 @@ def load_for_acting(version: Version) -> LocalStudent:
     elif version.quantise:
         model = model.dequantize(torch.float32)
     model.eval().set_attn_implementation(ATTENTION)
-    return LocalStudent(version, model, renderer_of(version.base))
+    return LocalStudent(version, model, renderer_of(version.base, version.template))

@@ -210,10 +210,10 @@ def test_doctor_prints_a_line_a_check_and_fails_only_on_failures(
     monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     good, odd = doctor.Check("git", "ok", "/usr/bin/git"), doctor.Check("sandbox", "warn", "weak", "install bubblewrap")
-    monkeypatch.setattr(doctor, "examine", lambda _: [good, odd])
+    monkeypatch.setattr(doctor, "examine", lambda *_: [good, odd])
     assert cli.main(["doctor"]) == 0
     assert "warn sandbox          weak  ->  install bubblewrap" in capsys.readouterr().out
-    monkeypatch.setattr(doctor, "examine", lambda _: [good, doctor.Check("disk", "fail", "full", "free some")])
+    monkeypatch.setattr(doctor, "examine", lambda *_: [good, doctor.Check("disk", "fail", "full", "free some")])
     assert cli.main(["doctor"]) == 1
 
 

@@ -8,23 +8,52 @@ import stat
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dagger_nb import config, doctor, paths
+from dagger_nb import config, deviations, doctor, paths
 from dagger_nb.errors import ConfigError, EnvironmentProblem
+
+SERVED = ("qwen3-0.6b", "qwen3-4b", "qwen3-8b")
 
 
 @pytest.mark.parametrize("profile", sorted(config.PROFILES))
 def test_every_profile_loads(profile: str) -> None:
     settings = config.load(profile)
     assert settings.profile == profile
-    assert profile in doctor.DISK_GB
+    assert (profile in doctor.DISK_GB) == (settings.student.back_end == "local")
 
 
 def test_profiles_set_the_same_names() -> None:
-    names = {frozenset(values) for values in config.PROFILES.values()}
-    assert len(names) == 1
+    """Budgets in the laptop's, and in the served ones the same budgets and the same further names."""
+    laptop = {frozenset(config.PROFILES[name]) for name in ("smoke", "tiny", "study")}
+    served = {frozenset(config.PROFILES[name]) for name in SERVED}
+    assert len(laptop) == len(served) == 1 and laptop.pop() < served.pop()
+
+
+# --- the paper --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("profile", SERVED)
+def test_every_difference_from_the_paper_has_a_number(profile: str) -> None:
+    settings = config.load(profile).to_dict()
+    mine = {name: settings[name.partition(".")[0]][name.partition(".")[2]] for name in deviations.PAPER}
+    differing = {name for name, value in deviations.PAPER.items() if mine[name] != value}
+    explained = {name for each in deviations.DEVIATIONS if profile in each.profiles for name in each.of}
+    assert differing == explained
+
+
+def test_every_setting_that_a_deviation_explains_exists() -> None:
+    assert {name for each in deviations.DEVIATIONS for name in each.of} <= set(deviations.PAPER)
+    assert set(deviations.PAPER) <= set(config.setting_names())
+
+
+def test_deviations_are_printed_with_the_profiles_own_values() -> None:
+    table = deviations.deviations(config.load("qwen3-8b"))
+    assert table.index.is_unique and table.here.str.contains("40,960").any()
+    assert "{" not in deviations.text(config.load("qwen3-4b")) and "rank 32" in deviations.text(config.load("qwen3-4b"))
+    assert not deviations.deviations(config.load("qwen3-4b")).here.str.contains("40,960").any()
+    assert len(deviations.deviations(config.load("tiny"))) == 1
 
 
 def test_overrides_reach_their_setting_and_nothing_else() -> None:
@@ -70,6 +99,11 @@ def test_a_wrong_override_is_refused_by_name(name: str, value: object, said: str
         ({"tasks.test": 0}, "tasks.test"),
         ({"student.path": " "}, "student.path"),
         ({"teacher.path": ""}, "teacher.path"),
+        ({"teacher.path": "some/Model/", "student.path": "some/model"}, "teacher.path"),
+        ({"tasks.source": "swe_gym"}, "tasks.source.*did you mean 'swe-gym'"),
+        ({"tasks.source": "own.csv"}, "tasks.source"),
+        ({"tasks.source": "swe-gym", "sandbox.back_end": "docker"}, "teacher.path = 'scripted'"),
+        ({"tasks.source": "swe-gym", "teacher.path": "some/model"}, "sandbox.back_end"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(overrides: dict[str, object], named: str) -> None:
@@ -77,11 +111,18 @@ def test_settings_that_cannot_work_are_refused(overrides: dict[str, object], nam
         config.load("tiny", overrides)
 
 
+def test_a_context_too_small_for_real_tasks_is_refused() -> None:
+    with pytest.raises(ConfigError, match="episode.context = 8192 is too small .* at least 16384"):
+        config.load("qwen3-4b", {"episode.context": 8192})
+    assert config.load("tiny", {"tasks.source": "own.jsonl"}).tasks.source == "own.jsonl"
+
+
 def test_an_unknown_profile_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match="did you mean 'tiny'"):
         config.load("tinny")
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(
     st.dictionaries(
         st.text() | st.sampled_from(config.setting_names()),

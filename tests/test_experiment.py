@@ -16,6 +16,7 @@ import torch
 
 from dagger_nb import config, results, store
 from dagger_nb.config import Settings
+from dagger_nb.crew import Executor
 from dagger_nb.errors import ConfigError, DataError, EnvironmentProblem
 from dagger_nb.experiment import EXAMS, Experiment
 from dagger_nb.fleet import CohortJob, Fleet, run_job
@@ -45,8 +46,8 @@ SMALL = {
 }
 
 
-class Here:
-    """A fleet of one worker: this process."""
+class Here(Executor):
+    """One worker: this process."""
 
     def run(self, jobs: Sequence[CohortJob]) -> Iterator[tuple[CohortJob, CohortRecord, float]]:
         for job in jobs:

@@ -69,7 +69,7 @@ def test_environment_yml_takes_the_python_of_pyproject() -> None:
 
 def test_the_lock_meets_every_bound_and_names_no_index() -> None:
     lock = _lock()
-    for name, requirement in (_requirements() | _requirements("dev")).items():
+    for name, requirement in (_requirements() | _requirements("serving", "docker", "dev")).items():
         assert Version(lock[name]) in requirement.specifier, name
     assert all(Version(version).local is None for version in lock.values())
     assert not any(name.startswith(("nvidia", "cuda", "triton", "vllm")) for name in lock)
@@ -106,12 +106,13 @@ def _make(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]
     return subprocess.run(["make", *arguments], cwd=cwd, capture_output=True, text=True, env=environment)
 
 
-@pytest.mark.parametrize("target", ["reproduce", "smoke", "test", "lint", "bench"])
+@pytest.mark.parametrize("target", ["reproduce", "smoke", "test", "lint", "bench", "test-docker", "test-gpu"])
 def test_every_target_sets_up_the_environment_first(target: str, tmp_path: Path) -> None:
     for name in ("Makefile", "pyproject.toml", "requirements.lock"):
         shutil.copy(ROOT / name, tmp_path)
     plan = _make("-n", target, cwd=tmp_path).stdout
-    assert plan.index("-m venv .venv") < plan.index("torch==2.13.0") < plan.index("-c requirements.lock -e '.[dev]'")
+    package = plan.index("-c requirements.lock -e '.[serving,docker,dev]'")
+    assert plan.index("-m venv .venv") < plan.index("torch==2.13.0") < package
     assert "--index-url" not in plan
     stamp = tmp_path / ".venv" / ".installed"
     stamp.parent.mkdir()
@@ -153,14 +154,15 @@ def test_a_missing_python_is_explained() -> None:
 
 def test_help_lists_every_target() -> None:
     listed = {line.split()[0] for line in _make("help").stdout.splitlines()}
-    assert listed == {"help", "setup", "reproduce", "smoke", "test", "lint", "bench", "lock", "clean"}
+    groups = {"test", "test-slow", "test-docker", "test-serving", "test-gpu", "bench", "bench-gpu"}
+    assert listed == {"help", "setup", "install-gpu", "reproduce", "smoke", "lint", "lock", "clean"} | groups
 
 
 def test_ci_runs_tests_smoke_and_the_tiny_reproduction() -> None:
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
     assert subprocess.run(["bash", "-n", str(script)]).returncode == 0
-    steps = re.findall(r"^step \w+ (make \w+)$", script.read_text(), re.MULTILINE)
+    steps = re.findall(r"^step \w+ (make [\w-]+)$", script.read_text(), re.MULTILINE)
     assert [step for step in steps if step in ("make test", "make smoke", "make reproduce")] == [
         "make test",
         "make smoke",
@@ -175,7 +177,7 @@ def test_readme_commands_exist() -> None:
     text = (ROOT / "README.md").read_text()
     blocks = "\n".join(re.findall(r"```\w*\n(.*?)```", text, re.DOTALL))
     targets = {line.split()[0] for line in _make("help").stdout.splitlines()}
-    assert set(re.findall(r"^make (\w+)", blocks, re.MULTILINE)) <= targets
+    assert set(re.findall(r"^make ([\w-]+)", blocks, re.MULTILINE)) <= targets
     commands = set(re.findall(r"dagger-nb (reproduce|[a-z]+)", blocks)) - {"git"}
     assert commands <= {"reproduce", "run", "doctor", "plan", "show", "clean"}
     assert "make reproduce" in blocks and "make test" in blocks

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
-from dagger_nb import config, plan, rates, results, usage
+from dagger_nb import config, footprint, plan, rates, results, scale, shapes, usage
 from dagger_nb.config import Settings
-from dagger_nb.errors import DataError
+from dagger_nb.errors import ConfigError, DataError
 from dagger_nb.experiment import EXAMS, Experiment
 from dagger_nb.fleet import Fleet, progress_line
 from dagger_nb.recipes import RECIPES
@@ -160,8 +161,101 @@ def test_a_label_costs_no_test_run_and_an_empty_patch_is_not_run(settings):
 
 @pytest.mark.parametrize("profile", sorted(config.PROFILES))
 def test_the_committed_rates_predict_every_profile(profile):
+    """Measured ones for the laptop's profiles, assumed ones for the served."""
     predicted = plan.plan(config.load(profile))
     table = predicted.table()
     assert table.drop("all").sum().to_numpy() == pytest.approx(table.loc["all"].to_numpy())
     assert table.loc["all", "minutes"] > 0 and "profile" in predicted.source
     assert "test runs = turns x" in str(predicted) and predicted.source in str(predicted)
+
+
+# --- served profiles ------------------------------------------------------------------------------------------------
+
+H200 = scale.gpus()["NVIDIA H200"]
+
+
+def test_a_served_plan_says_that_its_rates_are_assumed_and_where_from():
+    text = str(plan.plan(config.load("qwen3-4b")))
+    assert "ASSUMED for profile qwen3-4b on one NVIDIA H200" in text
+    for name, row in scale.assumptions().items():
+        assert f"  {name:<18}" in text and row["source"] in text
+    for part in (
+        "GPU memory in GB",
+        "NVIDIA H100 80GB: does not fit",
+        "teacher: ",
+        "disk: ",
+        "images: ",
+        "prefill_mfu",
+    ):
+        assert part in text
+
+
+def test_a_turn_of_one_model_follows_its_formula():
+    settings = config.load("qwen3-4b", {"teacher.endpoint": "http://localhost:1/v1", "serving.concurrency": 4})
+    shape, each = shapes.shape_of(settings.student.path), scale.episode(settings)
+    read = each.action + each.observation + 0.05 * each.live
+    prefill = read * 2 * shape.active / (989e12 * 0.4)
+    decode = each.action * (2 * shape.parameters + 4 * each.live * shape.kv_bytes) / (4.8e12 * 0.5) / 4
+    assert scale.at_once(settings, H200) == 4
+    assert scale.model_seconds(shape, settings, H200) == pytest.approx(prefill + decode)
+    assert scale.turn_seconds(settings, H200, 1.0) == pytest.approx(max(prefill + decode, 3.0 / 4))
+
+
+def test_a_mean_episode_keeps_to_the_limits():
+    assert scale.episode(config.load("qwen3-4b")).turns == 64.3
+    short = scale.episode(config.load("qwen3-4b", {"episode.context": 20_000}))
+    assert short.length == pytest.approx(20_000) and short.turns < 64.3
+    assert scale.episode(config.load("qwen3-0.6b")).turns == pytest.approx(64.3 * 0.3)
+
+
+def test_few_tokens_touch_few_experts_and_many_touch_all():
+    shape = shapes.shape_of("Qwen/Qwen3-Coder-30B-A3B-Instruct")
+    one, many = scale._touched(shape, 1), scale._touched(shape, 10_000)
+    assert one == pytest.approx(2 * shape.active) and many == pytest.approx(2 * shape.parameters, rel=0.03)
+
+
+def test_the_teachers_bill_follows_prices_and_labelled_states():
+    prices = {"labels.price_prompt": 1.0, "labels.price_cached": 0.1, "labels.price_completion": 4.0}
+    settings = config.load("qwen3-0.6b", prices)
+    phases = plan.plan(settings).phases
+    queries, tokens = footprint.teacher_tokens(settings, phases)
+    assert queries == pytest.approx(sum(phase.turns for phase in phases))
+    expected = (tokens.prompt - tokens.cached) + 0.1 * tokens.cached + 4.0 * tokens.completion
+    assert footprint.money(settings, tokens) == pytest.approx(expected / 1e6)
+    fewer = config.load("qwen3-0.6b", prices | {"labels.states": "kth", "labels.k": 4})
+    assert footprint.teacher_tokens(fewer, phases)[0] == pytest.approx(queries / 4)
+    assert "no price is set" in footprint.report(config.load("qwen3-0.6b"), phases)
+
+
+def test_images_are_counted_once_each():
+    assert footprint.pulls(config.load("qwen3-4b"))[0] == 2338 + 100 + 500
+    assert footprint.pulls(config.load("qwen3-0.6b"))[0] == 2 * 16 + 16 + 16
+    assert footprint.pulls(config.load("tiny")) == (0, 0.0)
+
+
+def test_the_hours_of_all_phases_are_the_plans(settings):
+    predicted = plan.plan(config.load("qwen3-8b"))
+    assert 60 * sum(footprint.hours(predicted.phases).values()) == pytest.approx(
+        predicted.table().loc["all", "minutes"]
+    )
+
+
+@pytest.mark.parametrize("profile", ["tiny", "qwen3-4b"])
+def test_the_notebooks_needs_add_up_to_the_plan(profile):
+    settings = config.load(profile)
+    predicted = plan.plan(settings)
+    found = [phase for number in ("02", "03", "04", "05", "06") for phase in plan.notebook_phases(predicted, number)]
+    assert sorted(phase.phase for phase in found) == sorted(phase.phase for phase in predicted.phases)
+    assert "collects and trains nothing" in plan.needs(settings, "05")
+    assert ("GPU of 99 GB" in plan.needs(settings, "04")) == (profile == "qwen3-4b")
+
+
+def test_needs_refuse_a_gpu_that_is_too_small(tmp_path, monkeypatch):
+    """nvidia-smi is a real program that tells of a smaller GPU."""
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho 'NVIDIA H100 80GB HBM3, 81559, 570.86.15'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    with pytest.raises(ConfigError, match="'qwen3-4b' does not fit this GPU"):
+        plan.needs(config.load("qwen3-4b"), "04")
+    assert "on one NVIDIA H100 80GB" in plan.needs(config.load("qwen3-0.6b"), "04")

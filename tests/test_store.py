@@ -8,13 +8,14 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from dagger_nb import store
 from dagger_nb.errors import DataError, EnvironmentProblem
-from dagger_nb.records import Action, Label, StopReason, Trajectory, Turn
+from dagger_nb.records import Action, Label, Missing, StopReason, Trajectory, Turn
 from dagger_nb.store import CohortRecord, RunStore, read_cohort, rounds_to_train_on, write_json, write_text
 
 ACTION = Action("Look.", "execute_bash", {"command": "ls"})
@@ -51,6 +52,13 @@ def test_a_cohort_survives_the_disk_and_equal_cohorts_are_equal_bytes(run, tmp_p
 def test_an_empty_cohort_survives_too(run):
     run.write_cohort("rounds/01", 0, CohortRecord((), (), {}))
     assert run.read_cohort("rounds/01", 0) == CohortRecord((), (), {})
+
+
+def test_a_label_that_could_not_be_had_is_kept_as_missing(run):
+    missing = Missing("a", 0, 1, "base", 0, "student", "oracle-1", "budget", ODD)
+    found = replace(record(), missing=(missing,))
+    run.write_cohort("rounds/01", 0, found)
+    assert run.read_cohort("rounds/01", 0) == found != record()
 
 
 def test_cohorts_come_in_order_whenever_they_were_written(run):

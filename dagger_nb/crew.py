@@ -1,0 +1,198 @@
+"""Who runs an experiment's episodes, as its settings want it: worker processes here, or models behind servers."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from dagger_nb import memory, paths
+from dagger_nb.config import Settings
+from dagger_nb.errors import ConfigError
+from dagger_nb.fleet import CohortJob, Fleet
+from dagger_nb.gpus import local_gpus
+from dagger_nb.policies.oracle import OraclePolicy
+from dagger_nb.policies.protocol import Policy, Sampling
+from dagger_nb.records import Task, Trajectory
+from dagger_nb.sandboxes import factory_for
+from dagger_nb.store import CohortRecord
+from dagger_nb.students import Version, renderer_of
+
+if TYPE_CHECKING:  # what belongs to the extra `serving`
+    from dagger_nb.bill import Account
+    from dagger_nb.collector import Cast
+    from dagger_nb.labelling import Labelled
+    from dagger_nb.serving import Server
+
+SCRIPTED = memory.SCRIPTED
+
+
+class Executor(Protocol):
+    """Runs cohorts for an experiment. One that holds no accelerator has nothing to free and no facts to tell."""
+
+    def run(self, jobs: Sequence[CohortJob]) -> Iterator[tuple[CohortJob, CohortRecord, float]]:
+        """Yield (job, record, seconds) as cohorts finish, in no fixed order."""
+
+    def rest(self) -> None:
+        """Free the accelerator; the next `run` takes it again."""
+
+    def facts(self) -> dict[str, Any]:
+        """What belongs into a run's manifest."""
+        return {}
+
+
+def executor(settings: Settings) -> Executor:
+    """The executor that the settings want.
+
+    Raises:
+        ConfigError: a teacher that is a model labels served students only.
+    """
+    if settings.student.back_end == "vllm":
+        return ServedCrew(settings)
+    if settings.teacher.path != SCRIPTED:
+        raise ConfigError(
+            f"teacher.path = {settings.teacher.path!r} needs student.back_end = 'vllm': the student of this process "
+            "is labelled by the 'scripted' teacher only"
+        )
+    return Fleet(settings.workers)
+
+
+class ServedCrew:
+    """Episodes of a student that vLLM serves, with the teacher that the settings name, hundreds at once.
+
+    The servers start with the first episodes and stop when the accelerator is needed for training.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.renderer = renderer_of(str(paths.checkpoint(settings.student.path)), settings.student.template)
+        self._servers = ExitStack()
+        self._student: Server | None = None
+        self._teacher = settings.teacher  # with its address once it is served here
+        self._facts: dict[str, Any] = {}
+
+    def __enter__(self) -> ServedCrew:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.rest()
+
+    def rest(self) -> None:
+        self._servers.close()
+        self._student = None
+
+    def facts(self) -> dict[str, Any]:
+        return {"serving": self._facts} if self._facts else {}
+
+    def run(self, jobs: Sequence[CohortJob]) -> Iterator[tuple[CohortJob, CohortRecord, float]]:
+        """As `collector.Collector.run`, the servers started before.
+
+        Raises:
+            ConfigError: the profile does not fit the GPU, or the endpoint cannot label.
+            EnvironmentProblem: no vLLM, or it does not start.
+        """
+        from dagger_nb.collector import Capacity, Collector
+
+        if not jobs:
+            return
+        self._start()
+        episodes = self.settings.serving.concurrency
+        capacity = Capacity(episodes, sandboxes=episodes, commands=self.settings.workers)
+        with factory_for(self.settings.sandbox, cache=jobs[0].cache) as factory:
+            casting = partial(self._cast, jobs[0])
+            yield from Collector(casting, factory, self.renderer, capacity).run(jobs)
+
+    # -- servers
+
+    def _start(self) -> None:
+        from dagger_nb.serving import at, student_server, teacher_server
+
+        if self._student is not None:
+            return
+        for_student, for_teacher = self._shares()
+        if memory.teacher_here(self.settings):
+            server = teacher_server(for_teacher, log=_log("teacher"))
+            self._teacher = at(self._servers.enter_context(server), self.settings.teacher)
+        self._student = self._servers.enter_context(student_server(for_student, log=_log("student")))
+        self._facts = self._student.provenance()
+
+    def _shares(self) -> tuple[Settings, Settings]:
+        """The settings with the student's and with the teacher's share of the GPU, where there is one."""
+        gpus = local_gpus()
+        if not gpus:
+            return self.settings, self.settings
+        memory.refuse_misfit(self.settings, gpus[0].bytes)
+        student, teacher = memory.shares(self.settings, gpus[0].bytes)
+        return _with_share(self.settings, student), _with_share(self.settings, teacher)
+
+    # -- who plays
+
+    @asynccontextmanager
+    async def _cast(self, job: CohortJob, version: Version) -> AsyncIterator[Cast]:
+        from dagger_nb.bill import Account
+        from dagger_nb.collector import Cast
+
+        async with AsyncExitStack() as stack:
+            student = await stack.enter_async_context(self._student.student(version, self.renderer))
+            account = Account(job.run, job.plans[0].round)
+            teacher, spent = await self._labeller(account, stack) if self._asks else (OraclePolicy(), None)
+            yield Cast(student, teacher, partial(self._label, teacher), self._teaching, spent)
+
+    @property
+    def _asks(self) -> bool:
+        return self.settings.teacher.path != SCRIPTED
+
+    async def _labeller(self, account: Account, stack: AsyncExitStack) -> tuple[Policy, Any]:
+        """The teacher at its endpoint, asked once whether it can label, and what its round has cost."""
+        from dagger_nb.answers import AnswerFile
+        from dagger_nb.bill import Bill, tariff
+        from dagger_nb.policies.admission import check
+        from dagger_nb.policies.endpoint import EndpointPolicy
+
+        file = AnswerFile(paths.cache() / "answers.sqlite")
+        stack.callback(file.close)
+        bill = Bill(file, account, tariff(self.settings.labels))
+        policy = EndpointPolicy(
+            self._teacher,
+            bill,
+            jitter=random.Random(self.settings.seed),
+            concurrency=self.settings.serving.concurrency,
+        )
+        await stack.enter_async_context(policy)
+        await check(policy, student=self.settings.student.path, context=self.settings.episode.context)
+        return policy, bill.spent
+
+    async def _label(self, teacher: Policy, task: Task, trajectory: Trajectory) -> Labelled:
+        from dagger_nb.labelling import label_episode
+
+        return await label_episode(
+            task,
+            trajectory,
+            policy=teacher,
+            renderer=self.renderer,
+            sampling=self._teaching,
+            settings=self.settings.labels,
+            run_seed=self.settings.seed,
+        )
+
+    @property
+    def _teaching(self) -> Sampling:
+        episode = self.settings.episode
+        return Sampling(episode.temperature, episode.top_p, episode.max_new_tokens)
+
+
+def _with_share(settings: Settings, share: float) -> Settings:
+    return replace(settings, serving=replace(settings.serving, memory_share=share)) if share else settings
+
+
+def _log(who: str) -> Path:
+    folder = paths.cache() / "serving"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{who}.log"

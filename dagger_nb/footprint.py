@@ -1,0 +1,140 @@
+"""What a served profile takes besides hours: GPU memory, disk, pulled images, the teacher's tokens and money.
+
+queries      = turns x the share of states that labels.states has labelled
+prompt       = queries x live tokens, of which `cached` are found again; completion = queries x action tokens
+money        = fresh prompt, cached prompt and completion, each x its price in `labels` (for a million tokens)
+models       = parameters x bytes, the student's twice where its 4-bit weights are unpacked to be served
+runs         = tokens x record_bytes + an adapter (4 bytes a parameter, 3 of them with a checkpoint) a training
+images       = at most sandbox.images_gb are kept; pulled in all = distinct tasks x GB of an image
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from dagger_nb import memory, scale
+from dagger_nb.bill import PICOS, Prices
+from dagger_nb.config import GENERATED, Settings
+from dagger_nb.memory import GB
+from dagger_nb.policies.protocol import Usage as Tokens
+from dagger_nb.shapes import shape_of
+from dagger_nb.usage import GRADE, TRAIN, Usage
+
+SWE_GYM_TRAINING = 2338  # distinct images of the training tasks
+
+
+def memory_table(settings: Settings) -> pd.DataFrame:
+    """GB on the GPU: a row a part, a column a phase, the last row the total."""
+    columns = {phase.name: {part: size / GB for part, size in phase.parts.items()} for phase in memory.phases(settings)}
+    table = pd.DataFrame(columns)
+    table.loc["total"] = table.sum()
+    return table
+
+
+def fits(settings: Settings) -> list[str]:
+    """For each known GPU, in words: that the profile fits and how many mean episodes its caches hold, or why not."""
+    live = scale.episode(settings).live
+    lines = []
+    for name, gpu in scale.gpus().items():
+        problems = memory.misfits(settings, gpu.bytes)
+        held = memory.episodes_at_once(settings, gpu.bytes, live)
+        lines.append(
+            f"{name}: does not fit: {'; '.join(problems)}"
+            if problems
+            else f"{name}: fits; its caches hold {held:.0f} episodes of mean length ({live:,.0f} tokens), "
+            f"serving.concurrency = {settings.serving.concurrency}"
+        )
+    return lines
+
+
+def labelled_share(settings: Settings) -> float:
+    """Of all visited states, how many are labelled. Of student turns only: at most all."""
+    labels, turns = settings.labels, scale.episode(settings).turns
+    return {"every": 1.0, "student": 1.0, "kth": 1 / labels.k, "first": min(1.0, labels.k / turns)}[labels.states]
+
+
+def teacher_tokens(settings: Settings, phases: Sequence[Usage]) -> tuple[float, Tokens]:
+    """Queries of the teacher in all phases, and their tokens."""
+    queries = sum(phase.turns for phase in phases) * labelled_share(settings)
+    each = scale.episode(settings)
+    prompt = queries * each.live
+    return queries, Tokens(
+        prompt=round(prompt), completion=round(queries * each.action), cached=round(prompt * scale.value("cached"))
+    )
+
+
+def money(settings: Settings, tokens: Tokens) -> float:
+    """What the tokens cost at the settings' prices; 0 where no price is set."""
+    labels = settings.labels
+    return Prices(labels.price_prompt, labels.price_cached, labels.price_completion).picos(tokens) / PICOS
+
+
+def disk_gb(settings: Settings, phases: Sequence[Usage]) -> dict[str, float]:
+    """GB by kind: models, images kept, run folders."""
+    student = shape_of(settings.student.path)
+    unpacked = settings.student.quantise and settings.serving.weights == "dequantised"
+    models = student.parameters * student.weight_bytes * (2 if unpacked else 1)
+    if memory.teacher_here(settings):
+        teacher = shape_of(settings.teacher.path)
+        models += teacher.parameters * teacher.weight_bytes
+    trainings = sum(phase.kind.startswith(TRAIN) for phase in phases)
+    tokens = sum(phase.prompt_tokens + phase.action_tokens + phase.observation_tokens for phase in phases)
+    runs = tokens * scale.value("record_bytes") + trainings * 3 * 4 * student.adapter(settings.lora.rank)
+    images = settings.sandbox.images_gb if settings.sandbox.back_end == "docker" else 0.0
+    return {"models": models / GB, "images kept": images, "runs": runs / GB}
+
+
+def pulls(settings: Settings) -> tuple[int, float]:
+    """How many images are pulled at the least, and their GB; none for tasks that bring their files."""
+    tasks = settings.tasks
+    if tasks.source == GENERATED or settings.sandbox.back_end != "docker":
+        return 0, 0.0
+    gym = min(SWE_GYM_TRAINING, settings.dagger.rounds * tasks.tasks_per_round) + tasks.test
+    return gym + tasks.unseen, gym * scale.value("image_gb") + tasks.unseen * scale.value("verified_image_gb")
+
+
+def hours(phases: Sequence[Usage]) -> dict[str, float]:
+    """Hours of collecting and exams, of training, and of grading."""
+    kinds = {"episodes": 0.0, TRAIN: 0.0, GRADE: 0.0}
+    for phase in phases:
+        kinds[TRAIN if phase.kind.startswith(TRAIN) else GRADE if phase.kind == GRADE else "episodes"] += phase.seconds
+    return {kind: seconds / 3600 for kind, seconds in kinds.items()}
+
+
+def report(settings: Settings, phases: Sequence[Usage]) -> str:
+    """All of it as text, each with its formula; what was not measured is said to be assumed."""
+    queries, tokens = teacher_tokens(settings, phases)
+    count, pulled = pulls(settings)
+    spent, waiting = hours(phases), count / scale.value("pulls_per_hour")
+    lines = [
+        f"hours: {sum(spent.values()):,.0f} ({', '.join(f'{kind} {each:,.0f}' for kind, each in spent.items())})",
+        f"teacher: {queries:,.0f} queries, {tokens.prompt:,} prompt tokens ({tokens.cached:,} cached), "
+        f"{tokens.completion:,} completion tokens; {_bill(settings, tokens)}",
+        "disk: " + ", ".join(f"{kind} {size:,.0f} GB" for kind, size in disk_gb(settings, phases).items()),
+        f"images: {count:,} pulled at the least, {pulled:,.0f} GB in all, {waiting:,.0f} hours at Docker Hub's limit",
+    ]
+    formulas = f"{__doc__.partition(chr(10))[2]}\nGPU memory:{memory.__doc__.partition(chr(10))[2]}"
+    return "\n\n".join(
+        [
+            "\n".join(lines),
+            f"GPU memory in GB:\n{memory_table(settings).round(1).to_string(na_rep='')}",
+            "\n".join(fits(settings)),
+            f"Formulas:\n{formulas.rstrip()}",
+            f"Assumed and measured (data/plan/scale.json):\n{_assumed()}",
+        ]
+    )
+
+
+def _bill(settings: Settings, tokens: Tokens) -> str:
+    if not any((settings.labels.price_prompt, settings.labels.price_cached, settings.labels.price_completion)):
+        return "no price is set (labels.price_prompt, price_cached, price_completion: money for a million tokens)"
+    return f"{money(settings, tokens):,.2f} of money at the prices of labels"
+
+
+def _assumed() -> str:
+    return "\n".join(
+        f"  {name:<18}{row['value']:<8g}{'measured' if row['measured'] else 'ASSUMED'}  {row['unit']}; {row['source']}"
+        for name, row in scale.assumptions().items()
+    )

