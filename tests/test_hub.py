@@ -198,7 +198,7 @@ def verdict(task: records.Task, folder: Path, log: Path) -> dict[str, Any]:
     script = spec.eval_script.replace("source /opt/miniconda3/bin/activate\nconda activate testbed\n", "")
     script = script.replace("/testbed", str(folder)).replace("git config --global", "git config")
     script = script.replace(
-        "pytest -rA", f"{sys.executable} -m pytest -rA -p no:cacheprovider -c /dev/null --rootdir ."
+        "pytest -rA", f"{sys.executable} -B -m pytest -rA -p no:cacheprovider -c /dev/null --rootdir ."
     )
     done = subprocess.run(
         ["bash", "-c", script], capture_output=True, text=True, cwd=folder, env={"PYTHONPATH": "."} | PATH
