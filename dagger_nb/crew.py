@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,12 +23,13 @@ from dagger_nb.store import CohortRecord
 from dagger_nb.students import Version, renderer_of
 
 if TYPE_CHECKING:  # what belongs to the extra `serving`
+    import pandas as pd
+
+    from dagger_nb.answers import AnswerFile
     from dagger_nb.bill import Account
     from dagger_nb.collector import Cast
     from dagger_nb.labelling import Labelled
     from dagger_nb.serving import Server
-
-SCRIPTED = memory.SCRIPTED
 
 
 class Executor(Protocol):
@@ -44,6 +45,10 @@ class Executor(Protocol):
         """What belongs into a run's manifest."""
         return {}
 
+    def bill(self, run: str) -> dict[str, pd.DataFrame]:
+        """What a run's labels have cost, if anything: tables "bill" (a row a round; exams are round 0) and "calls"."""
+        return {}
+
 
 def executor(settings: Settings) -> Executor:
     """The executor that the settings want.
@@ -53,7 +58,7 @@ def executor(settings: Settings) -> Executor:
     """
     if settings.student.back_end == "vllm":
         return ServedCrew(settings)
-    if settings.teacher.path != SCRIPTED:
+    if settings.teacher.path != memory.SCRIPTED:
         raise ConfigError(
             f"teacher.path = {settings.teacher.path!r} needs student.back_end = 'vllm': the student of this process "
             "is labelled by the 'scripted' teacher only"
@@ -90,6 +95,14 @@ class ServedCrew:
 
     def facts(self) -> dict[str, Any]:
         return {"serving": self._facts} if self._facts else {}
+
+    def bill(self, run: str) -> dict[str, pd.DataFrame]:
+        from dagger_nb.bill import bill_table, calls_table
+
+        if not self._asks:
+            return {}
+        with closing(_answers()) as file:
+            return {"bill": bill_table(file, run).reset_index(), "calls": calls_table(file, run)}
 
     def run(self, jobs: Sequence[CohortJob]) -> Iterator[tuple[CohortJob, CohortRecord, float]]:
         """As `collector.Collector.run`, the servers started before.
@@ -141,22 +154,21 @@ class ServedCrew:
 
         async with AsyncExitStack() as stack:
             student = await stack.enter_async_context(self._student.student(version, self.renderer))
-            account = Account(job.run, job.plans[0].round)
+            account = Account(job.run, job.round)
             teacher, spent = await self._labeller(account, stack) if self._asks else (OraclePolicy(), None)
             yield Cast(student, teacher, partial(self._label, teacher), self._teaching, spent)
 
     @property
     def _asks(self) -> bool:
-        return self.settings.teacher.path != SCRIPTED
+        return self.settings.teacher.path != memory.SCRIPTED
 
     async def _labeller(self, account: Account, stack: AsyncExitStack) -> tuple[Policy, Any]:
         """The teacher at its endpoint, asked once whether it can label, and what its round has cost."""
-        from dagger_nb.answers import AnswerFile
         from dagger_nb.bill import Bill, tariff
         from dagger_nb.policies.admission import check
         from dagger_nb.policies.endpoint import EndpointPolicy
 
-        file = AnswerFile(paths.cache() / "answers.sqlite")
+        file = _answers()
         stack.callback(file.close)
         bill = Bill(file, account, tariff(self.settings.labels))
         policy = EndpointPolicy(
@@ -186,6 +198,12 @@ class ServedCrew:
     def _teaching(self) -> Sampling:
         episode = self.settings.episode
         return Sampling(episode.temperature, episode.top_p, episode.max_new_tokens)
+
+
+def _answers() -> AnswerFile:
+    from dagger_nb.answers import AnswerFile
+
+    return AnswerFile(paths.cache() / "answers.sqlite")
 
 
 def _with_share(settings: Settings, share: float) -> Settings:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from dagger_nb import scaffold
 from dagger_nb.errors import EnvironmentProblem, SandboxError
-from dagger_nb.mixing import Choice, Mixer, uniform
+from dagger_nb.mixing import Choice, Mixer, sampling_seed, uniform
 from dagger_nb.policies.protocol import Answer, Sampling
 from dagger_nb.records import Action, StopReason, Task, Trajectory, Turn
 from dagger_nb.rendering import Renderer
@@ -135,7 +135,7 @@ def slip(episode: Episode, choice: Choice) -> Action | None:
 
 def answer_seed(episode: Episode) -> int:
     """The seed in [0, 2^53) of whatever is sampled in the next turn."""
-    return int(uniform("sample", *_state(episode)) * 2**53)
+    return sampling_seed(*_state(episode))
 
 
 def _state(episode: Episode) -> tuple[int, str, int, int]:

@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dagger_nb import paths
 from dagger_nb.config import Settings
 from dagger_nb.crew import Executor
+from dagger_nb.episode import Conditions, Limits, Plan
 from dagger_nb.errors import ConfigError
 from dagger_nb.evaluation.grades import Grade, Status
 from dagger_nb.evaluation.grading import grade_all
@@ -24,11 +25,13 @@ from dagger_nb.mixing import STUDENT_ALONE, TEACHER_ALONE, Mixer
 from dagger_nb.policies.protocol import Sampling
 from dagger_nb.recipes import Recipe, recipe
 from dagger_nb.records import Label, StopReason, Task, Trajectory, digest
-from dagger_nb.rollout import Conditions, Limits, Plan
 from dagger_nb.sandboxes import factory_for
 from dagger_nb.store import CohortRecord, RunStore, read_json, round_group, rounds_to_train_on, write_json
 from dagger_nb.students import Version, quiet, renderer_of
-from dagger_nb.tasks import tasks_of
+from dagger_nb.tasks import hub, tasks_of
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Log = Callable[[str], None]
 
@@ -94,7 +97,7 @@ class Experiment:
         )
         title = f"{self.recipe.name} round {round_}/{self.recipe.rounds}"
         if not (self.adapter_folder(round_) / "fit.json").exists():  # what was trained on never changes
-            self._run_missing(group, plans, conditions, self.student_after(round_ - 1), title)
+            self._run_missing(group, plans, conditions, self.student_after(round_ - 1), title, round_)
         return list(self.store.cohorts(group))
 
     def training_tasks(self, round_: int) -> list[Task]:
@@ -143,6 +146,10 @@ class Experiment:
     def fit_report(self, round_: int) -> dict[str, Any]:
         """What the training of a round was and how it went (losses, labels, lessons, tokens, seconds)."""
         return read_json(self.adapter_folder(round_) / "fit.json")
+
+    def bill(self) -> dict[str, pd.DataFrame]:
+        """What the labels of rounds and exams have cost so far (tables "bill" and "calls"), where they are not free."""
+        return self.fleet.bill(self.store.root.name)
 
     # -- exams
 
@@ -206,13 +213,14 @@ class Experiment:
         )
 
     def _run_missing(
-        self, group: str, plans: Sequence[Plan], conditions: Conditions, student: Version, title: str
+        self, group: str, plans: Sequence[Plan], conditions: Conditions, student: Version, title: str, round_: int = 0
     ) -> None:
         cohorts = in_cohorts(plans, self.settings.episode.cohort)
         missing = [n for n in range(len(cohorts)) if not self._settled(group, n)]
         self._tried.update((group, n) for n in missing)
         run, sandbox = self.store.root.name, self.settings.sandbox
-        jobs = [CohortJob(n, cohorts[n], conditions, student, observation_cache(), run, sandbox) for n in missing]
+        cache = observation_cache()
+        jobs = [CohortJob(n, cohorts[n], conditions, student, cache, run, round_, sandbox) for n in missing]
         done = len(cohorts) - len(missing)
         for job, record, seconds in self.fleet.run(jobs):
             self.store.write_cohort(group, job.number, record)
@@ -289,6 +297,7 @@ def provenance(settings: Settings) -> dict[str, Any]:
         "machine": platform.machine(),
         "versions": {name: metadata.version(name).partition("+")[0] for name in PACKAGES},
         "sandbox": guarantees,
+        "tasks": hub.origin(settings.tasks.source),
         "settings": settings.to_dict(),
     }
 

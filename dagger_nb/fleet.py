@@ -14,16 +14,20 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dagger_nb.config import SandboxSettings
+from dagger_nb.episode import Conditions, Plan
 from dagger_nb.errors import EnvironmentProblem
 from dagger_nb.labelling import label_trajectory
 from dagger_nb.policies import teacher
-from dagger_nb.rollout import Conditions, Plan, run_cohort
+from dagger_nb.rollout import run_cohort
 from dagger_nb.sandboxes import SandboxFactory, factory_for
 from dagger_nb.store import CohortRecord
 from dagger_nb.students import LocalStudent, Version, load_for_acting, quiet
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,7 @@ class CohortJob:
     student: Version
     cache: Path | None  # of observations, shared by all workers
     run: str = ""  # the run folder's name: who pays for the labels that cost money
+    round: int = 0  # of the run's bill; 0 for exams
     sandbox: SandboxSettings = SandboxSettings()
 
 
@@ -56,6 +61,10 @@ class Fleet:
         """Workers hold no accelerator; there is nothing to free."""
 
     def facts(self) -> dict[str, Any]:
+        return {}
+
+    def bill(self, run: str) -> dict[str, pd.DataFrame]:
+        """The scripted teacher costs nothing."""
         return {}
 
     def close(self) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from dagger_nb import memory, scale
-from dagger_nb.bill import PICOS, Prices
+from dagger_nb.bill import PICOS, tariff
 from dagger_nb.config import GENERATED, Settings
 from dagger_nb.memory import GB
 from dagger_nb.policies.protocol import Usage as Tokens
@@ -67,8 +67,7 @@ def teacher_tokens(settings: Settings, phases: Sequence[Usage]) -> tuple[float, 
 
 def money(settings: Settings, tokens: Tokens) -> float:
     """What the tokens cost at the settings' prices; 0 where no price is set."""
-    labels = settings.labels
-    return Prices(labels.price_prompt, labels.price_cached, labels.price_completion).picos(tokens) / PICOS
+    return tariff(settings.labels).prices.picos(tokens) / PICOS
 
 
 def disk_gb(settings: Settings, phases: Sequence[Usage]) -> dict[str, float]:

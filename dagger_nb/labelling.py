@@ -13,14 +13,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from dagger_nb.config import LabelSettings
 from dagger_nb.errors import BudgetError, PolicyError
-from dagger_nb.mixing import uniform
-from dagger_nb.policies.protocol import Policy, Sampling
+from dagger_nb.mixing import sampling_seed
+from dagger_nb.policies.protocol import Policy, Sampling, Teacher
 from dagger_nb.records import Action, Label, Missing, Task, Trajectory, Turn
 from dagger_nb.rendering import Renderer
-from dagger_nb.rollout import Teacher
 
 SECOND_TEMPERATURE = 0.7  # of the second try, where the first was greedy
 
@@ -63,7 +63,9 @@ async def label_episode(
     """
     states = [trajectory.turns[index] for index in states_to_label(trajectory.turns, settings.states, settings.k)]
     jobs = [
-        asyncio.ensure_future(_answer(task, trajectory, turn, policy, sampling, state_seed(run_seed, trajectory, turn)))
+        asyncio.ensure_future(
+            _answer(task, trajectory, turn, policy, sampling, sampling_seed(run_seed, *trajectory.key, turn.index))
+        )
         for turn in states
     ]
     try:
@@ -92,11 +94,6 @@ def states_to_label(turns: Sequence[Turn], states: str, k: int) -> tuple[int, ..
     return tuple(turn.index for turn in turns if chosen(turn))
 
 
-def state_seed(run_seed: int, trajectory: Trajectory, turn: Turn) -> int:
-    """The seed in [0, 2^53) of whatever is sampled in a state: equal to `episode.answer_seed` there."""
-    return int(uniform("sample", run_seed, *trajectory.key, turn.index) * 2**53)
-
-
 async def _answer(
     task: Task, trajectory: Trajectory, turn: Turn, policy: Policy, sampling: Sampling, seed: int
 ) -> Action | tuple[str, str]:
@@ -121,14 +118,8 @@ def _tries(sampling: Sampling, seed: int) -> Iterator[tuple[Sampling, int]]:
 
 def _label(trajectory: Trajectory, turn: Turn, action: Action, name: str, renderer: Renderer) -> Label:
     return Label(
-        instance_id=trajectory.instance_id,
-        attempt=trajectory.attempt,
-        round=trajectory.round,
-        policy=trajectory.policy,
-        turn=turn.index,
-        actor=turn.actor,
+        **_lineage(trajectory, turn, name),
         beta=turn.beta,
-        teacher=name,
         template=renderer.template_hash,
         action=action,
         token_ids=renderer.action_ids(action),
@@ -137,14 +128,17 @@ def _label(trajectory: Trajectory, turn: Turn, action: Action, name: str, render
 
 
 def _missing(trajectory: Trajectory, turn: Turn, name: str, reason: str, detail: str) -> Missing:
-    return Missing(
-        instance_id=trajectory.instance_id,
-        attempt=trajectory.attempt,
-        round=trajectory.round,
-        policy=trajectory.policy,
-        turn=turn.index,
-        actor=turn.actor,
-        teacher=name,
-        reason=reason,
-        detail=detail,
-    )
+    return Missing(**_lineage(trajectory, turn, name), reason=reason, detail=detail)
+
+
+def _lineage(trajectory: Trajectory, turn: Turn, name: str) -> dict[str, Any]:
+    """Whose state it is, and who was asked there."""
+    return {
+        "instance_id": trajectory.instance_id,
+        "attempt": trajectory.attempt,
+        "round": trajectory.round,
+        "policy": trajectory.policy,
+        "turn": turn.index,
+        "actor": turn.actor,
+        "teacher": name,
+    }

@@ -25,6 +25,11 @@ def uniform(*key: str | int) -> float:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
 
 
+def sampling_seed(run_seed: int, instance_id: str, attempt: int, turn: int) -> int:
+    """The seed in [0, 2^53) of whatever is sampled in one state: by the student, or by a teacher for its label."""
+    return int(uniform("sample", run_seed, instance_id, attempt, turn) * 2**53)
+
+
 @dataclass(frozen=True, slots=True)
 class Schedule:
     """beta by round. `kind` names the curve between `start` and `end` over `decay` rounds after `warmup` rounds.

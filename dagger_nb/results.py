@@ -27,7 +27,9 @@ from dagger_nb.store import CohortRecord, write_text
 
 TURN_BINS = (0, 3, 6, 9, 12, 16, 20, 25, 30, 40)  # edges of turn indices
 
-NAMES = ("outcomes", "disagreement", "protocol", "dose", "lessons", "recovery", "slips", "fits", "losses")
+NAMES = (
+    "outcomes", "disagreement", "protocol", "dose", "lessons", "recovery", "slips", "fits", "losses", "bill", "calls",
+)  # fmt: skip
 
 # Which exams each recipe sits; notebooks 03 and 04 hold them and `plan` predicts them.
 _ALL = ("test", "test-teacher-states", "test-sampled", "test-slips", "longer", "unseen")
@@ -47,6 +49,7 @@ def examine(experiment: Experiment) -> dict[str, pd.DataFrame]:
             found.append(exam_tables(experiment, name))
         else:
             experiment.log(f"{experiment.recipe.name} {name}: skipped, this profile gives it no tasks")
+    found.append({name: _marked(table, experiment) for name, table in experiment.bill().items()})
     return {name: pd.concat([tables[name] for tables in found if name in tables]) for name in _names_in(found)}
 
 

@@ -8,23 +8,20 @@ depends on its plans alone, never on timing; a cohort that was killed is therefo
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 
 from dagger_nb import episode as core
-from dagger_nb.episode import Conditions, Episode, Limits, Move, Plan, Rollout
+from dagger_nb.episode import Conditions, Episode, Move, Plan, Rollout
 from dagger_nb.errors import SandboxError
-from dagger_nb.policies.protocol import Answer, Sampling
-from dagger_nb.records import Action, Task, Turn
+from dagger_nb.policies.protocol import Answer, Sampling, Teacher
 from dagger_nb.rendering import Renderer
 from dagger_nb.sandboxes.protocol import SandboxFactory
 
-__all__ = ["Conditions", "Limits", "Plan", "Rollout", "Session", "Teacher", "run_cohort"]
-
-Teacher = Callable[[Task, Sequence[Turn]], Action]
 Active = Mapping[int, Episode]  # slot -> the episode that goes on there
 
 
@@ -59,7 +56,8 @@ def run_cohort(
     """
     began = time.monotonic()
     with ThreadPoolExecutor(max_workers=threads) as pool:
-        episodes = [_begin(slot, plan, conditions, session, renderer, factory) for slot, plan in enumerate(plans)]
+        episodes = [_begin(slot, plan, conditions, session, renderer) for slot, plan in enumerate(plans)]
+        list(pool.map(partial(core.open_sandbox, factory=factory), [e for e in episodes if e.stop is None]))
         while active := {slot: episode for slot, episode in enumerate(episodes) if episode.stop is None}:
             moves = _decide(active, conditions, session, teacher, renderer)
             _execute(active, moves, session, renderer, pool)
@@ -68,14 +66,11 @@ def run_cohort(
         return list(pool.map(core.finish, episodes))
 
 
-def _begin(
-    slot: int, plan: Plan, conditions: Conditions, session: Session, renderer: Renderer, factory: SandboxFactory
-) -> Episode:
+def _begin(slot: int, plan: Plan, conditions: Conditions, session: Session, renderer: Renderer) -> Episode:
     prompt = renderer.prompt_ids(plan.task)
     episode = core.begin(plan, conditions, len(prompt))
     if episode.stop is None:
         session.extend(slot, prompt)
-        core.open_sandbox(episode, factory)
     return episode
 
 

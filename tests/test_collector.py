@@ -26,8 +26,8 @@ from dagger_nb.episode import Conditions, Limits, Plan
 from dagger_nb.errors import BudgetError, ConfigError, EnvironmentProblem, PolicyError, SandboxError
 from dagger_nb.experiment import Experiment, observation_cache
 from dagger_nb.fleet import CohortJob, run_job
-from dagger_nb.labelling import Labelled, label_trajectory, state_seed
-from dagger_nb.mixing import STUDENT_ALONE, TEACHER_ALONE, BernoulliMixer, Schedule
+from dagger_nb.labelling import Labelled, label_trajectory
+from dagger_nb.mixing import STUDENT_ALONE, TEACHER_ALONE, BernoulliMixer, Schedule, sampling_seed
 from dagger_nb.policies import teacher
 from dagger_nb.policies.oracle import OraclePolicy
 from dagger_nb.policies.protocol import Answer, Sampling
@@ -264,7 +264,9 @@ def test_a_student_is_asked_for_no_more_than_the_context_holds_and_with_a_seed_o
     seeds = [seed for *_, seed in student.asked]
     assert len(set(seeds)) == len(seeds) and all(0 <= seed < 2**53 for seed in seeds)
     (found,) = record.trajectories
-    assert seeds == [state_seed(0, found, turn) for turn in found.turns]  # a label there is a turn's answer again
+    assert seeds == [
+        sampling_seed(0, *found.key, n) for n in range(len(found.turns))
+    ]  # a label there is a turn's answer again
     other = Busy(50)
     collected(collector(other, Desks()), jobs(train_tasks[:1], replace(conditions, run_seed=1)))
     assert not {seed for *_, seed in other.asked} & set(seeds)

@@ -21,8 +21,8 @@ from dagger_nb.answers import AnswerFile
 from dagger_nb.bill import Account, Bill, Cap, Prices, Tariff, bill_table, calls_table
 from dagger_nb.config import LabelSettings, TeacherSettings
 from dagger_nb.errors import ConfigError, EnvironmentProblem, PolicyError
-from dagger_nb.labelling import Labelled, label_episode, label_trajectory, state_seed, states_to_label
-from dagger_nb.mixing import BernoulliMixer, Schedule
+from dagger_nb.labelling import Labelled, label_episode, label_trajectory, states_to_label
+from dagger_nb.mixing import BernoulliMixer, Schedule, sampling_seed
 from dagger_nb.policies import styles, teacher
 from dagger_nb.policies.admission import check
 from dagger_nb.policies.endpoint import OUTAGE, EndpointPolicy, Retries
@@ -485,7 +485,7 @@ def test_the_seed_of_a_label_is_that_of_the_turn_itself(train_tasks):
     conditions = episode.Conditions(BernoulliMixer(Schedule("constant", start=0.5)), GREEDY, 3, "base")
     for turn in found.turns:
         going = episode.Episode(episode.Plan(task, round=2), conditions, 5, 5, turns=list(found.turns[: turn.index]))
-        assert state_seed(3, found, turn) == episode.answer_seed(going)
+        assert sampling_seed(3, *found.key, turn.index) == episode.answer_seed(going)
 
 
 @pytest.mark.parametrize("style", STYLES)

@@ -343,3 +343,5 @@ def test_what_was_fetched_is_kept_with_its_commit(own_home, monkeypatch):
     assert len(hub.tasks("swe-bench-verified", "test", 1)) == 1
     write_parquet(paths.cache() / "tasks" / "swe-bench-verified.parquet", [newer_row(9)])
     assert "commit" not in hub.origin("swe-bench-verified") and hub.origin("swe-gym") == {}
+    own = paths.cache() / "tasks" / "swe-bench-verified.parquet"
+    assert hub.origin(str(own)) == hub.origin("swe-bench-verified") and hub.origin("generated") == {}

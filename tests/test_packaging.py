@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import graphlib
 import os
 import re
 import shutil
@@ -9,6 +11,7 @@ import stat
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -186,3 +189,30 @@ def test_readme_commands_exist() -> None:
 def test_binary_files_are_not_touched_by_line_endings() -> None:
     attributes = (ROOT / ".gitattributes").read_text()
     assert all(f"*.{kind} binary" in attributes for kind in ("safetensors", "png", "pdf"))
+
+
+def test_modules_import_one_another_in_one_direction_only() -> None:
+    """Imports inside functions count too; those for type checkers do not."""
+    paths = {".".join(path.with_suffix("").parts[-_depth(path) :]): path for path in (ROOT / "dagger_nb").rglob("*.py")}
+    modules = {name.removesuffix(".__init__"): path for name, path in paths.items()}
+    graph = {name: {_imported(pair, modules) for pair in _imports(path)} - {name} for name, path in modules.items()}
+    order = list(graphlib.TopologicalSorter(graph).static_order())  # CycleError names the circle
+    assert order.index("dagger_nb.records") < order.index("dagger_nb.experiment") < order.index("dagger_nb.cli")
+
+
+def _depth(path: Path) -> int:
+    return len(path.relative_to(ROOT).parts)
+
+
+def _imports(path: Path) -> Iterator[tuple[str, str]]:
+    """(module, name) of each import from the package."""
+    tree = ast.parse(path.read_text())
+    typing = [node for node in ast.walk(tree) if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    skipped = {inner for node in typing for inner in ast.walk(node)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node not in skipped and (node.module or "").startswith("dagger_nb"):
+            yield from ((node.module, alias.name) for alias in node.names)
+
+
+def _imported(pair: tuple[str, str], modules: Mapping[str, Path]) -> str:
+    return ".".join(pair) if ".".join(pair) in modules else pair[0]

@@ -12,6 +12,7 @@ from scipy.stats import chisquare
 from transformers import AutoModelForCausalLM
 
 from dagger_nb.base.reenact import Reenactment
+from dagger_nb.episode import Conditions, Limits, Plan, Rollout
 from dagger_nb.errors import BudgetError, SandboxError
 from dagger_nb.labelling import label_trajectory
 from dagger_nb.mixing import STUDENT_ALONE, TEACHER_ALONE, BernoulliMixer, Schedule, SwitchMixer
@@ -19,7 +20,7 @@ from dagger_nb.policies import teacher
 from dagger_nb.policies.local import ATTENTION, Cohort, _choose
 from dagger_nb.policies.protocol import Sampling
 from dagger_nb.records import Action, StopReason, Trajectory
-from dagger_nb.rollout import Conditions, Limits, Plan, Rollout, run_cohort
+from dagger_nb.rollout import run_cohort
 from dagger_nb.sandboxes.protocol import CommandResult
 from dagger_nb.tasks import generate
 

@@ -1,8 +1,8 @@
 """The pre-training corpus: tool drills and pieces of teacher episodes on one-bug tasks of the `pretrain` split.
 
 The base learns the skills (copying names and numbers, calling the tools, repairing a line that it sees) and the
-local habits of one-bug repairs. It sees no task of another split, no episode with several bugs, no failed tool
-call, no wrong edit and no recovery.
+local habits of one-bug repairs; `reviews` adds practice in telling wrong functions from right ones. It sees no
+task of another split, no episode with several bugs, no failed tool call, no wrong edit and no recovery.
 """
 
 from __future__ import annotations

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from dagger_nb.records import Action, Task, Turn
+
+Teacher = Callable[[Task, Sequence[Turn]], Action]  # one that answers at once, as the scripted oracle does
 
 
 @dataclass(frozen=True, slots=True)

@@ -141,9 +141,9 @@ def local_file(name: str) -> Path | None:
 
 
 def origin(name: str) -> dict[str, Any]:
-    """Where the rows of a data set come from, for a manifest: file, SHA-256, and of fetched ones the hub's commit."""
-    path = local_file(name)
-    if path is None:
+    """Where the rows of a source come from, for a manifest: file, SHA-256, and of fetched ones the hub's commit."""
+    path = local_file(name) if name in HUB else Path(name)
+    if path is None or not path.is_file():  # nothing fetched yet, or generated tasks
         return {}
     noted = path.with_name(f"{name}.origin.json")
     known = json.loads(noted.read_text(encoding="utf-8")) if noted.exists() else {}

@@ -8,12 +8,13 @@ import time
 import pytest
 
 from dagger_nb import paths
+from dagger_nb.episode import Conditions, Limits, Plan, Rollout
 from dagger_nb.labelling import label_trajectory
 from dagger_nb.mixing import BernoulliMixer, Schedule
 from dagger_nb.policies import teacher
 from dagger_nb.policies.protocol import Sampling
 from dagger_nb.records import StopReason
-from dagger_nb.rollout import Conditions, Limits, Plan, Rollout, run_cohort
+from dagger_nb.rollout import run_cohort
 from dagger_nb.students import LocalStudent, Version, load_for_acting, quiet
 from dagger_nb.tasks import tasks
 

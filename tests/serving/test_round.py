@@ -11,11 +11,11 @@ from agreement import TIE, difference, same_words
 
 from dagger_nb import config
 from dagger_nb.crew import executor
+from dagger_nb.episode import Plan
 from dagger_nb.experiment import Experiment
 from dagger_nb.fleet import CohortJob, run_job
 from dagger_nb.mixing import STUDENT_ALONE
 from dagger_nb.records import Trajectory
-from dagger_nb.rollout import Plan
 from dagger_nb.store import CohortRecord
 from dagger_nb.students import Version, load_for_acting
 

@@ -19,12 +19,13 @@ import torch
 from agreement import TIE, difference, same_words
 
 from dagger_nb.base.reenact import episode
+from dagger_nb.episode import Conditions, Limits, Plan
 from dagger_nb.errors import DataError, EnvironmentProblem, PolicyError
 from dagger_nb.mixing import STUDENT_ALONE
 from dagger_nb.policies import teacher
 from dagger_nb.policies.protocol import Sampling
 from dagger_nb.records import Action, Turn
-from dagger_nb.rollout import Conditions, Limits, Plan, run_cohort
+from dagger_nb.rollout import run_cohort
 from dagger_nb.serving import Server
 from dagger_nb.students import load_for_acting
 from dagger_nb.tasks import tasks
