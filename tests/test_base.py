@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -114,32 +114,40 @@ def test_what_is_said_weighs_more_than_what_is_read(renderer):
     assert "Run the tests." in said and "[100%]" not in said
 
 
-def test_a_review_is_what_the_teacher_would_do_next():
-    """Every view shows the whole function; the answer repairs a line of it, or looks for a function that it calls."""
-    answers = []
-    for turns in reviews(0, 3):
-        view, answer = turns[2], turns[3].action
-        assert [turn.action.thought.split()[0] for turn in turns[:3]] == ["Run", "Find", "Read"]
-        shown = [line.partition(" ")[2] for line in view.observation.split("\n")]
-        body = "\n".join(itertools.takewhile(lambda line: line[:1] in ("", " "), shown[1:]))
-        if answer.arguments["command"] == "str_replace":
-            assert answer.arguments["old_str"] in body and answer.arguments["path"] == view.action.arguments["path"]
-        else:
-            assert f"{answer.thought.removeprefix('Find ').rstrip('.')}(" in body
-        answers.append(answer.arguments["command"].split()[0])
-    assert 0.2 < answers.count("grep") / len(answers) < 0.4
+def test_a_review_leads_from_a_test_run_or_a_view_to_the_edit():
+    pieces = list(reviews(0, 4))
+    for turns in pieces:
+        first, last = turns[0], turns[-1]
+        assert first.action.arguments["command"] == ("view" if len(turns) == 2 else teacher.RUN_TESTS)
+        shown = [line.partition(" ")[2].strip() for line in turns[-2].observation.split("\n")]
+        assert last.action.arguments["command"] == "str_replace" and last.action.arguments["old_str"] in shown
+        assert not any(turn.observation.startswith("ERROR") for turn in turns)
+        assert sum(turn.action.arguments["command"] == "str_replace" for turn in turns) == 1
+    assert {len(turns) for turns in pieces} >= {2, 4, 6}  # the lines alone, from the tests, through a calling function
+
+
+def test_a_review_goes_below_where_a_called_functions_own_test_fails():
+    """Nearly always: two bugs can hide each other from the called function's own test."""
+    below = []
+    for turns in (turns for turns in reviews(0, 40) if len(turns) > 4):
+        look, answer = turns[2:4]
+        called = set(re.findall(r"(\w+)\(", look.observation.partition("\n")[2]))
+        failing = set(re.findall(r"::test_(?:[A-Z][a-z]+_)?(\w+)", turns[0].observation))
+        below.append(bool(called & failing))
+        assert answer.action.arguments["command"].startswith("grep")
+    assert len(below) > 20 and sum(below) > 0.9 * len(below)
 
 
 def test_no_review_shows_a_kind_of_bug_that_is_held_out(monkeypatch):
-    drawn, keep = [], base_reviews._spoil
+    drawn, keep = [], base_reviews._draw
 
-    def spoil(*arguments):
+    def draw(*arguments):
         bugs = keep(*arguments)
         drawn.extend(bug.kind for bug in bugs)
         return bugs
 
-    monkeypatch.setattr(base_reviews, "_spoil", spoil)
-    assert list(reviews(0, 10)) and set(drawn) == set(KINDS) - {"wrong_import"}
+    monkeypatch.setattr(base_reviews, "_draw", draw)
+    assert list(reviews(0, 30)) and set(drawn) == set(KINDS) - {"wrong_import"}
 
 
 # --- pre-training --------------------------------------------------------------------------------------------

@@ -76,8 +76,15 @@ def encode_looks(renderer: Renderer, turns: Sequence[Turn]) -> Iterator[tuple[np
     """
     for look, answer in pairwise(turns):
         if look.action.arguments.get("command") == "view":
-            seen = renderer.observation_ids(look.observation)
-            yield _joined([(seen, READ), (renderer.action_ids(answer.action), SAID)])
+            yield encode_review(renderer, [look, answer])
+
+
+def encode_review(renderer: Renderer, turns: Sequence[Turn]) -> tuple[np.ndarray, np.ndarray]:
+    """(ids, loss weights) of a piece of an episode, from its first observation to its last action."""
+    pieces = [(renderer.observation_ids(turns[0].observation), READ)]
+    for turn in turns[1:-1]:
+        pieces += [(renderer.action_ids(turn.action), SAID), (renderer.observation_ids(turn.observation), READ)]
+    return _joined([*pieces, (renderer.action_ids(turns[-1].action), SAID)])
 
 
 def _joined(pieces: Sequence[tuple[Sequence[int], float]]) -> tuple[np.ndarray, np.ndarray]:

@@ -46,7 +46,7 @@ class Stage:
     steps: int
     tasks: int  # tasks whose episode is read in pieces that cover it, with drills
     looks: int = 0  # further tasks, of which only the views and the action after each are read
-    reviewed: int = 0  # repositories whose functions are reviewed
+    reviewed: int = 0  # repositories whose reviews are read
     rounded: float = 1.0  # share of the steps, at the end, with NF4 in the forward pass
 
 
@@ -71,7 +71,7 @@ class Recipe:
     threads: int = 2
     stages: tuple[Stage, ...] = (
         Stage(steps=3200, tasks=10_000, looks=32_000, rounded=0.35),
-        Stage(steps=1800, tasks=4_000, reviewed=3_000),
+        Stage(steps=1600, tasks=4_000, reviewed=5_000),
     )
 
 
@@ -128,9 +128,11 @@ def _encode_chunk(job: tuple[str, int, int, Recipe, Path]) -> list[tuple[np.ndar
         for index, (task, turns, drills) in enumerate(corpus.documents(first, count), first):
             rng = random.Random(f"cut-{recipe.seed}-{index + 1}")
             pieces += corpus.encode(renderer, task, turns, drills, rng)
-    else:
-        for turns in (corpus.episodes if kind == "looks" else reviews)(first, count):
+    elif kind == "looks":
+        for turns in corpus.episodes(first, count):
             pieces += corpus.encode_looks(renderer, turns)
+    else:
+        pieces += [corpus.encode_review(renderer, turns) for turns in reviews(first, count)]
     return pieces
 
 

@@ -72,9 +72,9 @@ def _draw_bug(
             continue
         if bug.unit is None:
             return bug
-        caught = _caught(rng, repository, sources[bug.module], bug)
-        if caught:
-            return caught
+        shown = caught(rng, repository, sources[bug.module], bug)
+        if shown:
+            return shown
     raise Redraw("no bug fits")
 
 
@@ -132,7 +132,7 @@ def _wrong_imports(repository: Repository, level: int, line: str) -> list[str]:
     return [f"from {repository.package}.{other} import {names}" for other in others]
 
 
-def _caught(rng: random.Random, repository: Repository, source: Source, bug: Bug) -> Bug | None:
+def caught(rng: random.Random, repository: Repository, source: Source, bug: Bug) -> Bug | None:
     """The bug with an assertion that fails because of it, or None when no input shows a difference."""
     unit = repository.modules[bug.module].units[bug.unit]
     lines = list(unit.lines)
