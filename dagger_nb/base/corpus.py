@@ -1,8 +1,8 @@
 """The pre-training corpus: tool drills and pieces of teacher episodes on one-bug tasks of the `pretrain` split.
 
 The base learns the skills (copying names and numbers, calling the tools, repairing a line that it sees) and the
-local habits of one-bug repairs; `reviews` adds practice in telling wrong functions from right ones. It sees no
-task of another split, no episode with several bugs, no failed tool call, no wrong edit and no recovery.
+local habits of one-bug repairs. It sees no task of another split, no episode with several bugs, no failed tool
+call, no wrong edit and no recovery.
 """
 
 from __future__ import annotations
@@ -76,15 +76,8 @@ def encode_looks(renderer: Renderer, turns: Sequence[Turn]) -> Iterator[tuple[np
     """
     for look, answer in pairwise(turns):
         if look.action.arguments.get("command") == "view":
-            yield encode_review(renderer, [look, answer])
-
-
-def encode_review(renderer: Renderer, turns: Sequence[Turn]) -> tuple[np.ndarray, np.ndarray]:
-    """(ids, loss weights) of a piece of an episode, from its first observation to its last action."""
-    pieces = [(renderer.observation_ids(turns[0].observation), READ)]
-    for turn in turns[1:-1]:
-        pieces += [(renderer.action_ids(turn.action), SAID), (renderer.observation_ids(turn.observation), READ)]
-    return _joined([*pieces, (renderer.action_ids(turns[-1].action), SAID)])
+            seen = renderer.observation_ids(look.observation)
+            yield _joined([(seen, READ), (renderer.action_ids(answer.action), SAID)])
 
 
 def _joined(pieces: Sequence[tuple[Sequence[int], float]]) -> tuple[np.ndarray, np.ndarray]:
