@@ -145,7 +145,7 @@ def origin(name: str) -> dict[str, Any]:
     path = local_file(name) if name in HUB else Path(name)
     if path is None or not path.is_file():  # nothing fetched yet, or generated tasks
         return {}
-    noted = path.with_name(f"{name}.origin.json")
+    noted = path.with_name(f"{path.stem}.origin.json")
     known = json.loads(noted.read_text(encoding="utf-8")) if noted.exists() else {}
     found = {"file": path.name, "sha256": _sha256(path)}
     return known if known.items() >= found.items() else found
