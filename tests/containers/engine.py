@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
 from dagger_nb.errors import EnvironmentProblem
 from dagger_nb.sandboxes.containers.errors import connect
@@ -51,16 +52,11 @@ def engine() -> Iterator[str]:
 
 def answers(host: str) -> bool:
     """Whether a daemon answers at `host` (empty: the default socket)."""
-    before = os.environ.get("DOCKER_HOST")
-    if host:
-        os.environ["DOCKER_HOST"] = host
-    try:
-        connect().close()
-    except EnvironmentProblem:
-        return False
-    finally:
-        if before is None:
-            os.environ.pop("DOCKER_HOST", None)
+    with mock.patch.dict(os.environ, {"DOCKER_HOST": host} if host else {}):
+        try:
+            connect().close()
+        except EnvironmentProblem:
+            return False
     return True
 
 
