@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import httpx
+import aiohttp
 import tenacity
 
 from dagger_nb.errors import BudgetError, PolicyError
@@ -20,12 +20,21 @@ from dagger_nb.rendering import Renderer
 
 _REMEMBERED = 16384  # observations in tokens: each turn of an episode reads all of them again
 _WHOLE = ("stop", "length")  # how an answer ends that nobody broke off
+_PASSING = (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, TimeoutError, json.JSONDecodeError)
+
+
+class _Refusal(Exception):
+    """The server answered, but not with what was asked for."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(f"status {status}: {text[:500]}")
+        self.status = status
 
 
 class ServedStudent:
     """One version at a vLLM server (`serving.Server.student` makes it); a policy for one event loop.
 
-    Close it with `async with`. Any number of calls may go on at once.
+    Use it in `async with`. Any number of calls may go on at once.
     `url` is the server's root, `model` what it serves the version as, `context` the longest episode in tokens.
     Connection trouble and 5xx are tried `attempts` times, after pauses drawn below a bound that
     doubles from `pause_s` (seconds).
@@ -55,18 +64,15 @@ class ServedStudent:
         )
         self._prompts: dict[str, tuple[int, ...]] = {}
         self._observed = functools.lru_cache(_REMEMBERED)(lambda text: array("i", renderer.observation_ids(text)))
-        self._client = httpx.AsyncClient(
-            base_url=url,
-            timeout=httpx.Timeout(timeout_s, connect=30.0),
-            limits=httpx.Limits(max_connections=None),
-            trust_env=False,  # never by way of a proxy
-        )
+        self._timeout = aiohttp.ClientTimeout(timeout_s, sock_connect=30.0)
 
     async def __aenter__(self) -> ServedStudent:
+        # aiohttp, because what a call costs httpx grows with the number of connections; no limit: the caller has one
+        self._session = aiohttp.ClientSession(timeout=self._timeout, connector=aiohttp.TCPConnector(limit=0))
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._client.aclose()
+        await self._session.close()
 
     async def answer(self, task: Task, turns: Sequence[Turn], sampling: Sampling, seed: int) -> Answer:
         """The student's next action, with the ids that it sampled and their log-probabilities before temperature.
@@ -110,14 +116,17 @@ class ServedStudent:
         try:
             # a copy: a retrier keeps the state of one call
             return await self._retrying.copy()(self._post, body | {"stop_token_ids": [self.renderer.end_id]})
-        except (httpx.HTTPError, json.JSONDecodeError) as error:
+        except (aiohttp.ClientError, TimeoutError, json.JSONDecodeError, _Refusal) as error:
             await asyncio.to_thread(self._check)
-            raise PolicyError(f"{self.model} at {self.url} gave no answer: {_described(error)}") from error
+            said = f"{type(error).__name__.lstrip('_')} {error}".strip()
+            raise PolicyError(f"{self.model} at {self.url} gave no answer: {said}") from error
 
     async def _post(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        reply = await self._client.post("/v1/completions", json=body)
-        reply.raise_for_status()
-        return reply.json()
+        async with self._session.post(f"{self.url}/v1/completions", json=body) as reply:
+            text = await reply.text()
+        if reply.status != 200:
+            raise _Refusal(reply.status, text)
+        return json.loads(text)
 
 
 def _sampling(sampling: Sampling, seed: int) -> dict[str, Any]:
@@ -134,15 +143,7 @@ def _usage(reply: Mapping[str, Any]) -> Usage:
 
 def _may_pass(error: BaseException) -> bool:
     """Whether asking again may help: trouble on the line, a failing server, an answer that was cut off."""
-    if isinstance(error, httpx.HTTPStatusError):
-        return error.response.is_server_error
-    return isinstance(error, httpx.TransportError | json.JSONDecodeError)
-
-
-def _described(error: Exception) -> str:
-    if isinstance(error, httpx.HTTPStatusError):
-        return f"status {error.response.status_code}: {error.response.text[:500]}"
-    return f"{type(error).__name__} {error}".strip()
+    return isinstance(error, _PASSING) or (isinstance(error, _Refusal) and error.status >= 500)
 
 
 @contextmanager
