@@ -86,7 +86,7 @@ def _run(options: argparse.Namespace) -> int:
 def _limit_s(options: argparse.Namespace) -> float:
     from dagger_nb import config, runner
 
-    served = config.load(options.profile).student.back_end == "vllm"
+    served = config.load(options.profile).served
     return options.timeout or (30 * 24 * 3600.0 if served else runner.TIMEOUT_S)
 
 
@@ -120,7 +120,7 @@ def _doctor(options: argparse.Namespace) -> int:
     settings = config.load(options.profile, overrides)
     checks = doctor.examine(options.profile, overrides)
     _say(doctor.table(checks))
-    if settings.student.back_end == "vllm":
+    if settings.served:
         _say(f"\nwhere profile {options.profile} leaves the paper:\n{deviations.text(settings)}")
     return 1 if any(check.status == "fail" for check in checks) else 0
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from dagger_nb.errors import ConfigError
+from dagger_nb.profiles import PROFILES
 
 # --- what a value may be ----------------------------------------------------------------------------------
 
@@ -58,10 +59,10 @@ Amount = Annotated[float, Range(0)]
 Rate = Annotated[float, Range(0, open=True)]
 Fraction = Annotated[float, Range(0, 1)]
 
+SCRIPTED = "scripted"
 GENERATED = "generated"  # the mini repositories: tasks.generate
 HUB = ("swe-gym", "swe-bench-verified")
 TASK_FILES = (".parquet", ".json", ".jsonl")
-PREFIX_TEMPLATE = "data/models/qwen3.jinja"  # for hybrid Qwen3 models, whose own template rewrites earlier turns
 
 # --- the settings -----------------------------------------------------------------------------------------
 
@@ -111,13 +112,18 @@ class StudentSettings:
 class TeacherSettings:
     """Who labels: `scripted` is the oracle of the generated tasks; otherwise a model, at an endpoint or served here."""
 
-    path: str = "scripted"  # or a checkpoint's folder, a hub id, the model's name at the endpoint
+    path: str = SCRIPTED  # or a checkpoint's folder, a hub id, the model's name at the endpoint
     revision: str = ""
     endpoint: str = ""  # URL of any OpenAI-compatible server; empty: vLLM serves `path` on this machine
     style: Annotated[str, OneOf(("native", "hermes", "qwen3_coder", "text"))] = "native"  # how it calls tools
     key_variable: str = "TEACHER_API_KEY"  # the environment variable that holds the key; the key itself is never kept
     timeout_s: Rate = 300.0  # of one try
     length_name: Annotated[str, OneOf(("max_tokens", "max_completion_tokens"))] = "max_tokens"  # as the server has it
+
+    @property
+    def scripted(self) -> bool:
+        """Whether the oracle of the generated tasks labels, and no model."""
+        return self.path == SCRIPTED
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +239,11 @@ class Settings:
     lora: LoraSettings = field(default_factory=LoraSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
 
+    @property
+    def served(self) -> bool:
+        """Whether vLLM runs the student, on a machine with a GPU; else this machine's processes do."""
+        return self.student.back_end == "vllm"
+
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values, as JSON would keep them (tuples become lists)."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
@@ -243,115 +254,6 @@ class Settings:
         text = json.dumps(decisive, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
-
-# The laptop's profiles set budgets only, all the same ones. The served profiles set the same budgets and, all the same
-# names again, what the paper's scale changes; `deviations` says where and why they leave the paper.
-_SERVED: Mapping[str, object] = {
-    "tasks.source": "swe-gym",
-    "workers": 32,
-    "episode.max_turns": 100,
-    "episode.context": 65_536,
-    "episode.max_new_tokens": 2_048,
-    "episode.temperature": 0.7,
-    "episode.top_p": 0.9,
-    "episode.cohort": 64,
-    "episode.command_timeout_s": 120.0,
-    "student.path": "Qwen/Qwen3-4B-Instruct-2507",
-    "student.template": "",
-    "student.quantise": True,
-    "student.back_end": "vllm",
-    "teacher.path": "Qwen/Qwen3-Coder-30B-A3B-Instruct",
-    "teacher.style": "qwen3_coder",
-    "sandbox.back_end": "docker",
-    "sandbox.cpus": 4.0,
-    "sandbox.memory_gb": 16.0,
-    "serving.concurrency": 16,
-    "lora.rank": 32,
-    "lora.alpha": 64,
-    "training.learning_rate": 3e-5,
-    "training.schedule": "constant",
-    "training.batch_tokens": 819_200,  # about 16 trees of the assumed mean length
-    "training.aggregation": "current",
-    "training.overlong": "drop",
-    "training.row_tokens": 65_536,
-    "training.checkpointing": True,
-    "training.longest_first": True,
-    "training.save_steps": 10,
-    "dagger.schedule": "paper",
-    "dagger.switch_turns_per_round": 20,
-    "dagger.filter": "finish",
-}
-_PAPER_BUDGETS: Mapping[str, object] = {
-    "tasks.tasks_per_round": 512,
-    "tasks.dev": 0,
-    "tasks.test": 100,  # the holdout of SWE-Gym
-    "tasks.longer": 0,
-    "tasks.unseen": 500,  # SWE-bench Verified
-    "tasks.diagnostic": 50,
-    "training.passes": 3,
-    "dagger.rounds": 5,
-}
-PROFILES: Mapping[str, Mapping[str, object]] = {
-    "smoke": {
-        "tasks.tasks_per_round": 3,
-        "tasks.dev": 4,
-        "tasks.test": 4,
-        "tasks.longer": 2,
-        "tasks.unseen": 2,
-        "tasks.diagnostic": 4,
-        "training.passes": 1,
-        "dagger.rounds": 2,
-    },
-    "tiny": {
-        "tasks.tasks_per_round": 24,
-        "tasks.dev": 24,
-        "tasks.test": 40,
-        "tasks.longer": 16,
-        "tasks.unseen": 16,
-        "tasks.diagnostic": 16,
-        "training.passes": 3,
-        "dagger.rounds": 3,
-    },
-    "study": {
-        "tasks.tasks_per_round": 48,
-        "tasks.dev": 100,
-        "tasks.test": 300,
-        "tasks.longer": 60,
-        "tasks.unseen": 60,
-        "tasks.diagnostic": 60,
-        "training.passes": 3,
-        "dagger.rounds": 4,
-    },
-    "qwen3-0.6b": {
-        **_SERVED,
-        "tasks.tasks_per_round": 16,
-        "tasks.dev": 0,
-        "tasks.test": 16,
-        "tasks.longer": 0,
-        "tasks.unseen": 16,
-        "tasks.diagnostic": 8,
-        "training.passes": 1,
-        "dagger.rounds": 2,
-        "workers": 8,
-        "episode.max_turns": 30,
-        "episode.context": 32_768,
-        "episode.cohort": 16,
-        "student.path": "Qwen/Qwen3-0.6B",
-        "student.template": PREFIX_TEMPLATE,
-        "teacher.path": "Qwen/Qwen3-4B-Instruct-2507",
-        "teacher.style": "hermes",
-        "training.batch_tokens": 65_536,
-        "training.row_tokens": 32_768,
-    },
-    "qwen3-4b": {**_SERVED, **_PAPER_BUDGETS},
-    "qwen3-8b": {
-        **_SERVED,
-        **_PAPER_BUDGETS,
-        "student.path": "Qwen/Qwen3-8B",
-        "student.template": PREFIX_TEMPLATE,
-        "episode.context": 40_960,
-    },
-}
 
 # --- reading ----------------------------------------------------------------------------------------------
 
@@ -464,7 +366,7 @@ def _of_source(settings: Settings) -> dict[str, bool]:
             hub or source == GENERATED or source.endswith(TASK_FILES)
         ),
         f"teacher.path = 'scripted' cannot label tasks of {source!r}: it knows generated ones only; name a model "
-        "(and teacher.endpoint where another machine serves it)": hub and settings.teacher.path == "scripted",
+        "(and teacher.endpoint where another machine serves it)": hub and settings.teacher.scripted,
         f"sandbox.back_end = {settings.sandbox.back_end!r} cannot run tasks of {source!r}, which live in container "
         "images; set it to 'docker'": hub and settings.sandbox.back_end != "docker",
         f"episode.context = {context} is too small for tasks of {source!r}; set it to at least {SMALLEST_CONTEXT}": hub

@@ -8,12 +8,12 @@ from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from dagger_nb import memory, paths
 from dagger_nb.config import Settings
 from dagger_nb.errors import ConfigError
-from dagger_nb.fleet import CohortJob, Fleet
+from dagger_nb.fleet import CohortJob, Executor, Fleet
 from dagger_nb.gpus import local_gpus
 from dagger_nb.policies.oracle import OraclePolicy
 from dagger_nb.policies.protocol import Policy, Sampling
@@ -32,33 +32,15 @@ if TYPE_CHECKING:  # what belongs to the extra `serving`
     from dagger_nb.serving import Server
 
 
-class Executor(Protocol):
-    """Runs cohorts for an experiment. One that holds no accelerator has nothing to free and no facts to tell."""
-
-    def run(self, jobs: Sequence[CohortJob]) -> Iterator[tuple[CohortJob, CohortRecord, float]]:
-        """Yield (job, record, seconds) as cohorts finish, in no fixed order."""
-
-    def rest(self) -> None:
-        """Free the accelerator; the next `run` takes it again."""
-
-    def facts(self) -> dict[str, Any]:
-        """What belongs into a run's manifest."""
-        return {}
-
-    def bill(self, run: str) -> dict[str, pd.DataFrame]:
-        """What a run's labels have cost, if anything: tables "bill" (a row a round; exams are round 0) and "calls"."""
-        return {}
-
-
 def executor(settings: Settings) -> Executor:
     """The executor that the settings want.
 
     Raises:
         ConfigError: a teacher that is a model labels served students only.
     """
-    if settings.student.back_end == "vllm":
+    if settings.served:
         return ServedCrew(settings)
-    if settings.teacher.path != memory.SCRIPTED:
+    if not settings.teacher.scripted:
         raise ConfigError(
             f"teacher.path = {settings.teacher.path!r} needs student.back_end = 'vllm': the student of this process "
             "is labelled by the 'scripted' teacher only"
@@ -66,7 +48,7 @@ def executor(settings: Settings) -> Executor:
     return Fleet(settings.workers)
 
 
-class ServedCrew:
+class ServedCrew(Executor):
     """Episodes of a student that vLLM serves, with the teacher that the settings name, hundreds at once.
 
     The servers start with the first episodes and stop when the accelerator is needed for training.
@@ -160,7 +142,7 @@ class ServedCrew:
 
     @property
     def _asks(self) -> bool:
-        return self.settings.teacher.path != memory.SCRIPTED
+        return not self.settings.teacher.scripted
 
     async def _labeller(self, account: Account, stack: AsyncExitStack) -> tuple[Policy, Any]:
         """The teacher at its endpoint, asked once whether it can label, and what its round has cost."""

@@ -36,7 +36,7 @@ def examine(profile: str, overrides: Mapping[str, object] | None = None) -> list
         planned_disk(settings),
         write_permission(),
     ]
-    if settings.student.back_end == "vllm":
+    if settings.served:
         from dagger_nb import readiness
 
         return [*checks, *readiness.served(settings)]

@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from dagger_nb import paths
 from dagger_nb.config import Settings
-from dagger_nb.crew import Executor
 from dagger_nb.episode import Conditions, Limits, Plan
 from dagger_nb.errors import ConfigError
 from dagger_nb.evaluation.grades import Grade, Status
 from dagger_nb.evaluation.grading import grade_all
 from dagger_nb.evaluation.predictions import Prediction, write_predictions
-from dagger_nb.fleet import CohortJob, in_cohorts, progress_line
+from dagger_nb.fleet import CohortJob, Executor, in_cohorts, progress_line
 from dagger_nb.mixing import STUDENT_ALONE, TEACHER_ALONE, Mixer
 from dagger_nb.policies.protocol import Sampling
 from dagger_nb.recipes import Recipe, recipe
@@ -96,9 +95,9 @@ class Experiment:
             self.recipe.mixer, self.student_after(round_ - 1), self.settings.episode.temperature
         )
         title = f"{self.recipe.name} round {round_}/{self.recipe.rounds}"
-        if not (self.adapter_folder(round_) / "fit.json").exists():  # what was trained on never changes
-            self._run_missing(group, plans, conditions, self.student_after(round_ - 1), title, round_)
-        return list(self.store.cohorts(group))
+        if (self.adapter_folder(round_) / "fit.json").exists():  # what was trained on never changes
+            return list(self.store.cohorts(group))
+        return self._cohorts(group, plans, conditions, self.student_after(round_ - 1), title, round_)
 
     def training_tasks(self, round_: int) -> list[Task]:
         """Each round has tasks of its own; together all rounds of every recipe use the same tasks."""
@@ -161,8 +160,7 @@ class Experiment:
         mixer = TEACHER_ALONE if exam.shadow else STUDENT_ALONE
         temperature = self.settings.evaluation.sampled_temperature if exam.sampled else 0.0
         conditions = self._conditions(mixer, student, temperature, slips=exam.slips, shadow=exam.shadow)
-        self._run_missing(group, plans, conditions, student, f"{self.recipe.name} {exam.name}")
-        return list(self.store.cohorts(group))
+        return self._cohorts(group, plans, conditions, student, f"{self.recipe.name} {exam.name}")
 
     def exam_tasks(self, exam_name: str) -> list[Task]:
         exam = _exam(exam_name)
@@ -212,25 +210,29 @@ class Experiment:
             shadow=shadow,
         )
 
-    def _run_missing(
+    def _cohorts(
         self, group: str, plans: Sequence[Plan], conditions: Conditions, student: Version, title: str, round_: int = 0
-    ) -> None:
+    ) -> list[CohortRecord]:
+        """The cohorts of a group in order, those that are not settled yet run before."""
         cohorts = in_cohorts(plans, self.settings.episode.cohort)
-        missing = [n for n in range(len(cohorts)) if not self._settled(group, n)]
+        found = {n: record for n in range(len(cohorts)) if (record := self._settled(group, n))}
+        missing = [n for n in range(len(cohorts)) if n not in found]
         self._tried.update((group, n) for n in missing)
         run, sandbox = self.store.root.name, self.settings.sandbox
         cache = observation_cache()
         jobs = [CohortJob(n, cohorts[n], conditions, student, cache, run, round_, sandbox) for n in missing]
-        done = len(cohorts) - len(missing)
+        done = len(found)
         for job, record, seconds in self.fleet.run(jobs):
             self.store.write_cohort(group, job.number, record)
             done += 1
             self.log(progress_line(title, done, len(cohorts), record, seconds))
+        return [found.get(n) or self.store.read_cohort(group, n) for n in range(len(cohorts))]
 
-    def _settled(self, group: str, number: int) -> bool:
-        """Whether a cohort is done; one with an infrastructure failure is run again by the next process, whole."""
+    def _settled(self, group: str, number: int) -> CohortRecord | None:
+        """A cohort that is done; one with an infrastructure failure is run again by the next process, whole."""
         record = self.store.read_cohort(group, number)
-        return record is not None and ((group, number) in self._tried or not any(map(_broken, record.trajectories)))
+        again = record is not None and (group, number) not in self._tried and any(map(_broken, record.trajectories))
+        return None if again else record
 
 
 def plans_of(tasks: Sequence[Task], round_: int) -> list[Plan]:

@@ -14,7 +14,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from dagger_nb.config import SandboxSettings
 from dagger_nb.episode import Conditions, Plan
@@ -44,7 +44,25 @@ class CohortJob:
     sandbox: SandboxSettings = SandboxSettings()
 
 
-class Fleet:
+class Executor(Protocol):
+    """Runs cohorts for an experiment. One that holds no accelerator has nothing to free and no facts to tell."""
+
+    def run(self, jobs: Sequence[CohortJob]) -> Iterator[tuple[CohortJob, CohortRecord, float]]:
+        """Yield (job, record, seconds) as cohorts finish, in no fixed order."""
+
+    def rest(self) -> None:
+        """Free the accelerator; the next `run` takes it again."""
+
+    def facts(self) -> dict[str, Any]:
+        """What belongs into a run's manifest."""
+        return {}
+
+    def bill(self, run: str) -> dict[str, pd.DataFrame]:
+        """What a run's labels have cost, if anything: tables "bill" (a row a round; exams are round 0) and "calls"."""
+        return {}
+
+
+class Fleet(Executor):
     """Worker processes that are started once and reused; a context manager."""
 
     def __init__(self, workers: int) -> None:
@@ -56,16 +74,6 @@ class Fleet:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def rest(self) -> None:
-        """Workers hold no accelerator; there is nothing to free."""
-
-    def facts(self) -> dict[str, Any]:
-        return {}
-
-    def bill(self, run: str) -> dict[str, pd.DataFrame]:
-        """The scripted teacher costs nothing."""
-        return {}
 
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)

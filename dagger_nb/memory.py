@@ -29,7 +29,6 @@ GB = 1e9
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # of a weight, double quantisation as bitsandbytes packs it
 RESERVE_SERVED, RESERVE_TRAINED = 2 * GB, 4 * GB
 TREE = 1.2  # tokens of the longest tree for each token of context
-SCRIPTED = "scripted"
 SERVE, TRAIN = "collect and evaluate", "train"  # the phases that share one GPU in turn
 
 
@@ -47,7 +46,7 @@ class Phase:
 
 def teacher_here(settings: Settings) -> bool:
     """Whether a teacher model is served on this machine."""
-    return settings.teacher.path != SCRIPTED and not settings.teacher.endpoint
+    return not settings.teacher.scripted and not settings.teacher.endpoint
 
 
 def serving(settings: Settings) -> Phase:
@@ -101,7 +100,7 @@ def _inside(shape: Shape) -> float:
 
 def phases(settings: Settings) -> list[Phase]:
     """Every phase of a served profile; none where the student runs in this process without a GPU."""
-    return [serving(settings), training(settings)] if settings.student.back_end == "vllm" else []
+    return [serving(settings), training(settings)] if settings.served else []
 
 
 def episodes_at_once(settings: Settings, gpu_bytes: float, tokens: float) -> float:

@@ -9,7 +9,8 @@ from importlib import metadata
 
 from dagger_nb import config, paths
 from dagger_nb.config import Settings
-from dagger_nb.crew import Executor, executor
+from dagger_nb.crew import executor
+from dagger_nb.fleet import Executor
 
 _executors: dict[int | Settings, Executor] = {}
 
@@ -40,8 +41,7 @@ def needs(settings: Settings, number: str) -> None:
 
 def fleet(settings: Settings) -> Executor:
     """Who runs this notebook's episodes, made at the first call and kept for the others."""
-    local = settings.student.back_end == "local"
-    key = settings.workers if local else settings
+    key = settings if settings.served else settings.workers
     if key not in _executors:
         _executors[key] = executor(settings)
     return _executors[key]

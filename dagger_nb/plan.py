@@ -73,7 +73,7 @@ class Plan:
         )
 
     def _served(self) -> str:
-        if not _is_served(self.settings):
+        if not self.settings.served:
             return ""
         rates = scale.__doc__.partition("\n")[2].rstrip()
         return f"\n{rates}\n\n{footprint.report(self.settings, self.phases)}"
@@ -90,13 +90,9 @@ def plan(settings: Settings) -> Plan:
     return Plan(settings, tuple(phases), rates, source)
 
 
-def _is_served(settings: Settings) -> bool:
-    return settings.student.back_end == "vllm"
-
-
 def _rates(settings: Settings) -> tuple[Rates, str]:
     """The rates that a plan multiplies with, and where they come from."""
-    if not _is_served(settings):
+    if not settings.served:
         measured = read_json(rates_file())
         return measured["rates"], measured["source"]
     here = local_gpus()
@@ -181,7 +177,7 @@ def needs(settings: Settings, number: str) -> str:
         lines = [
             f"notebook {number}, profile {settings.profile}: collects and trains nothing, it reads what 03 and 04 wrote"
         ]
-    if _is_served(settings):
+    if settings.served:
         lines += _needs_served(settings, mine)
     return "\n".join([*lines, f"rates: {predicted.source}"])
 

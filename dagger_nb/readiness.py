@@ -157,8 +157,8 @@ def context(settings: Settings) -> Check:
 def teacher(settings: Settings) -> Check:
     """The teacher: the scripted one, a model that is served here, or an endpoint, which is asked."""
     chosen = settings.teacher
-    if chosen.path == memory.SCRIPTED:
-        return Check("teacher", "ok", "scripted")
+    if chosen.scripted:
+        return Check("teacher", "ok", chosen.path)
     if not chosen.endpoint:
         return model("teacher", chosen.path, chosen.revision)
     key = f"${chosen.key_variable} is {'set' if os.environ.get(chosen.key_variable) else 'not set'}"

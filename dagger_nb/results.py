@@ -14,12 +14,12 @@ import pandas as pd
 
 from dagger_nb import paths
 from dagger_nb.config import Settings
-from dagger_nb.crew import Executor
 from dagger_nb.errors import DataError
 from dagger_nb.evaluation import diagnostics, protocol, tables
 from dagger_nb.evaluation.grades import Grade
 from dagger_nb.evaluation.predictions import Prediction, read_predictions
 from dagger_nb.experiment import EXAMS, Experiment, all_labels, all_trajectories, identity
+from dagger_nb.fleet import Executor
 from dagger_nb.recipes import RECIPES
 from dagger_nb.records import digest
 from dagger_nb.statistics import wilson

@@ -117,8 +117,8 @@ def _touched(shape: Shape, n: float) -> float:
     if not shape.experts:
         return shape.parameters * shape.weight_bytes
     share = 1 - (1 - shape.active_experts / shape.experts) ** n
-    always = shape.active - shape.layers * shape.active_experts * 3 * shape.hidden * shape.intermediate
-    experts = shape.layers * shape.experts * 3 * shape.hidden * shape.intermediate
+    always = shape.active - shape.layers * shape.active_experts * shape.expert
+    experts = shape.layers * shape.experts * shape.expert
     return (always + share * experts) * shape.weight_bytes
 
 

@@ -42,11 +42,15 @@ class Shape:
         return (*attention, up, up, (self.intermediate, self.hidden))
 
     @property
+    def expert(self) -> int:
+        """Parameters of one expert of a layer (of a dense layer: of its gate, up and down)."""
+        return sum(rows * columns for rows, columns in self.linears[4:])
+
+    @property
     def layer_weights(self) -> int:
         """Parameters of one layer's linear layers, all experts and their router counted."""
         attention = sum(rows * columns for rows, columns in self.linears[:4])
-        expert = sum(rows * columns for rows, columns in self.linears[4:])
-        return attention + expert * max(1, self.experts) + self.hidden * self.experts
+        return attention + self.expert * max(1, self.experts) + self.hidden * self.experts
 
     @property
     def embeddings(self) -> int:
@@ -64,7 +68,7 @@ class Shape:
     @property
     def active(self) -> int:
         """Parameters that one token is multiplied with: those of its experts, and the head once."""
-        idle = max(0, self.experts - self.active_experts) * sum(rows * columns for rows, columns in self.linears[4:])
+        idle = max(0, self.experts - self.active_experts) * self.expert
         return self.layers * (self.layer_weights - idle) + self.vocabulary * self.hidden
 
     @property

@@ -12,6 +12,17 @@ from dagger_nb.sandboxes import Limits, LocalFactory, local_factory
 from dagger_nb.tasks import tasks
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Models this small only lose time to a second thread."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def train_tasks() -> list[Task]:
     """Four training tasks."""

@@ -140,6 +140,7 @@ def test_a_limit_that_is_met_exactly_is_not_overrun(file):
     bill = Bill(file, Account("r", 1), Tariff(Prices(1.0, 1.0, 1.0), Cap(3, 330, 0.000_33)))
     for _ in range(3):
         bill.doubt(reserve(bill))
+    assert added_up(file) == totals(file) and totals(file)[0][0] == 3
 
 
 def test_rounds_have_limits_of_their_own_and_runs_do_not_pay_for_each_other(file):

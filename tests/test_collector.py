@@ -21,7 +21,7 @@ import pytest
 import torch
 
 from dagger_nb import config
-from dagger_nb.collector import Capacity, Cast, Collector
+from dagger_nb.collector import Capacity, Cast, Collector, Labeller
 from dagger_nb.episode import Conditions, Limits, Plan
 from dagger_nb.errors import BudgetError, ConfigError, EnvironmentProblem, PolicyError, SandboxError
 from dagger_nb.experiment import Experiment, observation_cache
@@ -189,14 +189,11 @@ def nothing_left() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def student(tiny_base) -> Iterator[LocalStudent]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+def student(tiny_base, one_thread) -> LocalStudent:
     found = load_for_acting(Version(str(tiny_base), quantise=False))
     for parameter in found.model.parameters():  # away from ties: a random model's logits are nearly equal
         parameter.data *= 3.0 if parameter.ndim == 2 else 1.0
-    yield found
-    torch.set_num_threads(before)
+    return found
 
 
 # --- the same episodes ---------------------------------------------------------------------------------------
@@ -417,15 +414,11 @@ def test_no_jobs_need_nobody(collector):
 
 # --- at once -------------------------------------------------------------------------------------------------
 
+Waiting = Callable[[Task], Awaitable[None]]
 
-@pytest.mark.parametrize("where", ["answer", "command", "open", "diff", "label"])
-def test_a_slow_episode_delays_nobody(collector, train_tasks, where):
-    """The first episode goes on only when the others have been yielded."""
-    released, slow = threading.Event(), train_tasks[0].instance_id
 
-    async def wait(task: Task) -> None:
-        while task.instance_id == slow and not released.is_set():
-            await asyncio.sleep(0.005)
+def waits_in(where: str, wait: Waiting) -> tuple[Callable[[Task, Sequence[Turn]], Awaitable[None]], Labeller]:
+    """A student and a labeller that `wait` where they are meant: at the second "answer", or at a "label"."""
 
     async def hook(task: Task, turns: Sequence[Turn]) -> None:
         if where == "answer" and len(turns) == 1:
@@ -436,10 +429,28 @@ def test_a_slow_episode_delays_nobody(collector, train_tasks, where):
             await wait(task)
         return NO_LABELS
 
+    return hook, label
+
+
+def is_meant(command: str, where: str) -> bool:
+    """Whether what a sandbox does is the "command", or the step of another name, that is meant."""
+    return command == {"command": "echo 1"}.get(where, where)
+
+
+@pytest.mark.parametrize("where", ["answer", "command", "open", "diff", "label"])
+def test_a_slow_episode_delays_nobody(collector, train_tasks, where):
+    """The first episode goes on only when the others have been yielded."""
+    released, slow = threading.Event(), train_tasks[0].instance_id
+
+    async def wait(task: Task) -> None:
+        while task.instance_id == slow and not released.is_set():
+            await asyncio.sleep(0.005)
+
     def block(task: Task, command: str) -> None:
-        if task.instance_id == slow and command == {"command": "echo 1"}.get(where, where):
+        if task.instance_id == slow and is_meant(command, where):
             assert released.wait(60)
 
+    hook, label = waits_in(where, wait)
     order = []
     for job, *_ in collector(Busy(3, hook), Desks(block), Capacity(4, 4, 2), label=label).run(
         jobs(train_tasks, alone())
@@ -511,17 +522,8 @@ def test_whoever_leaves_leaves_no_sandbox_no_thread_and_no_task(collector, train
             cancelled.add(task.instance_id)
             raise
 
-    async def hook(task: Task, turns: Sequence[Turn]) -> None:
-        if where == "answer" and len(turns) == 1:
-            await wait(task)
-
-    async def label(task: Task, trajectory: Trajectory) -> Labelled:
-        if where == "label":
-            await wait(task)
-        return NO_LABELS
-
     def block(task: Task, command: str) -> None:
-        if task.instance_id in slow and command == {"command": "echo 1"}.get(where, where):
+        if task.instance_id in slow and is_meant(command, where):
             inside.add(task.instance_id)
             assert end.wait(60)
 
@@ -530,6 +532,7 @@ def test_whoever_leaves_leaves_no_sandbox_no_thread_and_no_task(collector, train
             time.sleep(0.01)
         ending.start()  # commands end in their own time: the collector waits for them
 
+    hook, label = waits_in(where, wait)
     end = threading.Event()
     ending = threading.Timer(0.4, end.set)
     desks = Desks(block)

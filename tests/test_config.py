@@ -21,7 +21,7 @@ SERVED = ("qwen3-0.6b", "qwen3-4b", "qwen3-8b")
 def test_every_profile_loads(profile: str) -> None:
     settings = config.load(profile)
     assert settings.profile == profile
-    assert (profile in doctor.DISK_GB) == (settings.student.back_end == "local")
+    assert (profile in doctor.DISK_GB) == (not settings.served)
 
 
 def test_profiles_set_the_same_names() -> None:

@@ -16,14 +16,15 @@ import torch
 
 from dagger_nb import config, results, store
 from dagger_nb.config import Settings
-from dagger_nb.crew import Executor
 from dagger_nb.errors import ConfigError, DataError, EnvironmentProblem
 from dagger_nb.experiment import EXAMS, Experiment
-from dagger_nb.fleet import CohortJob, Fleet, run_job
+from dagger_nb.fleet import CohortJob, Executor, Fleet, run_job
 from dagger_nb.mixing import BernoulliMixer, SwitchMixer
 from dagger_nb.recipes import RECIPES, recipe
 from dagger_nb.records import StopReason
 from dagger_nb.store import CohortRecord
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 HERE = Path(__file__).parent
 
@@ -52,14 +53,6 @@ class Here(Executor):
     def run(self, jobs: Sequence[CohortJob]) -> Iterator[tuple[CohortJob, CohortRecord, float]]:
         for job in jobs:
             yield job, *run_job(job)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def small(base: Path, **overrides: object) -> Settings:

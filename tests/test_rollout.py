@@ -32,15 +32,12 @@ HOT = Sampling(0.7, 0.9, 8)
 
 
 @pytest.fixture(scope="module")
-def model(tiny_base):
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+def model(tiny_base, one_thread):
     torch.manual_seed(0)
     found = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32).eval()
     for parameter in found.parameters():  # away from ties: a random model's logits are nearly equal
         parameter.data *= 3.0 if parameter.ndim == 2 else 1.0
-    yield found
-    torch.set_num_threads(before)
+    return found
 
 
 @pytest.fixture

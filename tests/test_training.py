@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
 
@@ -49,17 +48,10 @@ from dagger_nb.training.tree import (
     tree_tokens,
 )
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 VOCABULARY = 80  # unlike any other size here
 SETTINGS = TrainingSettings(passes=2, batch_tokens=150, learning_rate=1e-2)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models this small only lose time to a second thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 # --- what is trained on ------------------------------------------------------------------------------------

@@ -35,6 +35,6 @@ def factory_for(settings: SandboxSettings, *, cache: Path | None = None) -> Sand
     """
     if settings.back_end == "local":
         return local_factory(cache=cache)
-    from dagger_nb.sandboxes.containers import docker_factory
+    from dagger_nb.sandboxes.containers import DockerFactory
 
-    return docker_factory(settings, book=paths.cache() / "images.sqlite")
+    return DockerFactory(settings, book=paths.cache() / "images.sqlite")

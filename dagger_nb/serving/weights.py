@@ -6,7 +6,6 @@ by vLLM, which a CPU build cannot), or on the same NF4 weights unpacked to a che
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -17,6 +16,7 @@ from dagger_nb import paths
 from dagger_nb.errors import ConfigError, EnvironmentProblem
 from dagger_nb.records import digest
 from dagger_nb.serving.engine import Engine
+from dagger_nb.store import file_sha256
 
 _NOTE = "dequantised.json"  # written last: a folder without it is incomplete
 _NOT_WEIGHTS = ("*.json", "*.jinja", "*.txt", "*.model")
@@ -76,12 +76,7 @@ def local_checkpoint(base: str, revision: str = "") -> Path:
 def content_digest(folder: Path) -> str:
     """SHA-256 (hex) of a checkpoint's configuration and weights; equal for copies of it."""
     files = sorted([folder / "config.json", *folder.glob("*.safetensors")])
-    return digest({file.name: _file_digest(file) for file in files})
-
-
-def _file_digest(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return digest({file.name: file_sha256(file) for file in files})
 
 
 def dequantised(base: Path, dtype: str) -> Path:

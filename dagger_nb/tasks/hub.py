@@ -21,7 +21,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ from dagger_nb import paths
 from dagger_nb.config import HUB, TASK_FILES
 from dagger_nb.errors import ConfigError, DataError, EnvironmentProblem
 from dagger_nb.records import Task, from_json
+from dagger_nb.store import file_sha256, write_text
 from dagger_nb.tasks.older import to_task
 
 HOLDOUT = 100
@@ -147,7 +147,7 @@ def origin(name: str) -> dict[str, Any]:
         return {}
     noted = path.with_name(f"{path.stem}.origin.json")
     known = json.loads(noted.read_text(encoding="utf-8")) if noted.exists() else {}
-    found = {"file": path.name, "sha256": _sha256(path)}
+    found = {"file": path.name, "sha256": file_sha256(path)}
     return known if known.items() >= found.items() else found
 
 
@@ -217,7 +217,7 @@ def fetch(dataset: Dataset) -> Path:
         ) from error
     path = _write(folder / f"{dataset.name}.jsonl", rows)
     known = {"dataset": dataset.hub_id, "split": dataset.split, "commit": commit, "rows": len(rows)}
-    _write(folder / f"{dataset.name}.origin.json", [known | {"file": path.name, "sha256": _sha256(path)}])
+    _write(folder / f"{dataset.name}.origin.json", [known | {"file": path.name, "sha256": file_sha256(path)}])
     return path
 
 
@@ -232,12 +232,5 @@ def _stream(dataset: Dataset) -> tuple[str, list[Row]]:
 
 
 def _write(path: Path, rows: Sequence[Row]) -> Path:
-    """One row a line, put in place when it is whole."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text("".join(json.dumps(row, sort_keys=True, default=str) + "\n" for row in rows), encoding="utf-8")
-    os.replace(part, path)
-    return path
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    """One row a line, whole or not at all."""
+    return write_text(path, "".join(json.dumps(row, sort_keys=True, default=str) + "\n" for row in rows))

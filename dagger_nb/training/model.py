@@ -7,7 +7,6 @@ a token at a time, is done by the unpacked and merged model (`merged_full_precis
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +21,7 @@ from transformers.utils import logging
 
 from dagger_nb.config import LoraSettings
 from dagger_nb.errors import DataError
+from dagger_nb.store import file_sha256
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -114,7 +114,7 @@ def adapter_digest(folder: Path) -> str:
     file = Path(folder) / WEIGHTS
     if not file.is_file():
         raise DataError(f"no adapter in {folder} ({WEIGHTS} is missing); train it first")
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+    return file_sha256(file)
 
 
 def merged_full_precision(model: PeftModel) -> PreTrainedModel:

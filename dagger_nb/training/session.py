@@ -57,14 +57,13 @@ def train_adapter(
     """Train on top of `previous` (None: a fresh adapter) and save into `folder`; fit.json is written last.
 
     On a GPU where there is one, unless students act on the CPU (`local`), so that such runs are the same everywhere.
-    Called again after a kill, it goes on from the last checkpoint, to the same bits
-    on a CPU.
+    Called again after a kill, it goes on from the last checkpoint, to the same bits on a CPU.
     """
     torch.set_num_threads(settings.threads)
     examples, dropped = examples_of(
         records, tasks, renderer, keep=settings.dagger.filter, lesson_weight=settings.training.lesson_weight
     )
-    device = "cuda" if settings.student.back_end != "local" and torch.cuda.is_available() else "cpu"
+    device = "cuda" if settings.served and torch.cuda.is_available() else "cpu"
     model = load_student(base, quantise=settings.student.quantise, device=device, revision=settings.student.revision)
     model = load_adapter(model, previous, trainable=True) if previous else add_adapter(model, settings.lora, seed=seed)
     work = folder.with_name("training")

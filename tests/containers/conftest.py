@@ -13,7 +13,7 @@ from engine import NoEngine, engine
 from images import Image, saved
 
 from dagger_nb.sandboxes import Limits, LocalFactory, local_factory
-from dagger_nb.sandboxes.containers import DockerFactory, docker_factory, host_image
+from dagger_nb.sandboxes.containers import DockerFactory, host_image
 from dagger_nb.sandboxes.containers.errors import connect
 
 HERE = Path(__file__).parent
@@ -57,7 +57,7 @@ def base(client: docker.DockerClient, base_name: str) -> Image:
 
 @pytest.fixture(scope="session")
 def factory(client: docker.DockerClient, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DockerFactory]:
-    with docker_factory(SETTINGS, book=tmp_path_factory.mktemp("book") / "images.sqlite") as opened:
+    with DockerFactory(SETTINGS, book=tmp_path_factory.mktemp("book") / "images.sqlite") as opened:
         yield opened
 
 

@@ -11,7 +11,7 @@ import pytest
 from common import SETTINGS, TASK
 
 from dagger_nb.errors import EnvironmentProblem, SandboxError
-from dagger_nb.sandboxes.containers import docker_factory, lease
+from dagger_nb.sandboxes.containers import DockerFactory, lease
 from dagger_nb.sandboxes.containers.lease import Owner
 
 HOLDER = """
@@ -19,8 +19,8 @@ import sys, time
 sys.path[:0] = {path!r}
 from pathlib import Path
 from common import SETTINGS, TASK
-from dagger_nb.sandboxes.containers import docker_factory
-factory = docker_factory(SETTINGS, book=Path({book!r}))
+from dagger_nb.sandboxes.containers import DockerFactory
+factory = DockerFactory(SETTINGS, book=Path({book!r}))
 opened = factory.open(TASK)
 opened.run("sleep 1000 > /dev/null 2>&1 & disown; true", 60)
 print(opened._open.id, flush=True)
@@ -68,13 +68,13 @@ def test_a_new_factory_sweeps(client, holders, tmp_path):
     killed, its = holders()
     killed.kill()
     killed.wait()
-    docker_factory(SETTINGS, book=tmp_path / "book").close()
+    DockerFactory(SETTINGS, book=tmp_path / "book").close()
     assert its not in alive(client)
 
 
 def test_closing_a_factory_removes_its_own_containers_only(client, factory, tmp_path):
     mine = factory.open(TASK)
-    other = docker_factory(factory.settings, book=tmp_path / "book")
+    other = DockerFactory(factory.settings, book=tmp_path / "book")
     left = other.open(TASK)._open.id
     other.close()
     assert left not in alive(client) and mine._open.id in alive(client)
@@ -103,4 +103,4 @@ def test_a_container_removed_behind_our_back_is_an_infrastructure_failure(client
 def test_no_daemon_is_said_in_words(monkeypatch, tmp_path):
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none.sock")
     with pytest.raises(EnvironmentProblem, match="no Docker daemon answers .*start it"):
-        docker_factory(SETTINGS, book=tmp_path / "book")
+        DockerFactory(SETTINGS, book=tmp_path / "book")

@@ -30,8 +30,8 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 @pytest.fixture(scope="session", autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)  # the engine wants the cores too
+def cores_for_the_engine() -> None:
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,6 @@ factory     the sandbox and its factory
 
 from __future__ import annotations
 
-from dagger_nb.sandboxes.containers.factory import DockerFactory, DockerSandbox, docker_factory
+from dagger_nb.sandboxes.containers.factory import DockerFactory, DockerSandbox
 
-__all__ = ["DockerFactory", "DockerSandbox", "docker_factory"]
+__all__ = ["DockerFactory", "DockerSandbox"]

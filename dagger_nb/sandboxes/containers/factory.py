@@ -110,6 +110,14 @@ class DockerFactory:
 
     Thread-safe, and usable when pickled into a worker process, which then is an owner of its own. A new factory
     first removes the containers of processes that are dead.
+
+    Args:
+        settings: limits of a container, and the disk that pulled images may take.
+        book: the file that remembers which images were pulled, and when they were used (made when missing).
+        output_bytes: what is kept of a command's output.
+
+    Raises:
+        EnvironmentProblem: no daemon answers.
     """
 
     name = "docker"
@@ -201,20 +209,6 @@ class DockerFactory:
         finally:
             container.remove()
         return image
-
-
-def docker_factory(settings: SandboxSettings, *, book: Path, output_bytes: int = OUTPUT_BYTES) -> DockerFactory:
-    """A factory of Docker sandboxes.
-
-    Args:
-        settings: limits of a container, and the disk that pulled images may take.
-        book: the file that remembers which images were pulled, and when they were used (made when missing).
-        output_bytes: what is kept of a command's output.
-
-    Raises:
-        EnvironmentProblem: no daemon answers.
-    """
-    return DockerFactory(settings, book, output_bytes)
 
 
 def _notes(ended: Ended, wall_s: float, settings: SandboxSettings) -> list[str]:
