@@ -22,10 +22,13 @@ from dagger_nb.experiment import EXAMS, Experiment, all_labels, all_trajectories
 from dagger_nb.fleet import Executor
 from dagger_nb.recipes import RECIPES
 from dagger_nb.records import digest
-from dagger_nb.statistics import wilson
+from dagger_nb.statistics import holm, wilson
 from dagger_nb.store import CohortRecord, write_text
 
+PRIMARY = {"split": "test", "recipe": "dagger", "baseline": "sft"}  # the one difference asked for before any is seen
 TURN_BINS = (0, 3, 6, 9, 12, 16, 20, 25, 30, 40)  # edges of turn indices
+
+ALPHA = 0.05  # chance of a false claim
 
 NAMES = (
     "outcomes", "disagreement", "protocol", "dose", "lessons", "recovery", "slips", "fits", "losses", "bill", "calls",
@@ -198,43 +201,73 @@ def predictions(run: Experiment, exam_name: str = "test") -> tuple[Prediction, .
 def against(differences: pd.DataFrame, baseline: str) -> pd.DataFrame:
     """The rows of `evaluation.comparison.comparison` that involve a recipe, turned so that it is the baseline.
 
-    `detectable` becomes NaN where it was infinite (no difference would be seen), which JSON can say.
+    `detectable` becomes NaN where it was infinite (even a one-sided split would be missed), which JSON can say. Two
+    columns are added: whether a row is `primary` (PRIMARY), and `p_adjusted`, which corrects the p-values of all other
+    rows for their number (Holm).
     """
     swap = {"rate": "baseline_rate", "baseline_rate": "rate", "recipe": "baseline", "baseline": "recipe"}
     turned = differences.rename(columns=swap)
     turned = turned.assign(difference=-turned.difference, low=-turned.high, high=-turned.low)
     both = pd.concat([differences, turned[differences.columns]]).replace({"detectable": {inf: nan}})
-    return both[both.baseline == baseline].sort_values(["split", "recipe"], kind="stable").reset_index(drop=True)
+    rows = both[both.baseline == baseline].sort_values(["split", "recipe"], kind="stable").reset_index(drop=True)
+    rows["primary"] = (rows[list(PRIMARY)] == pd.Series(PRIMARY)).all(axis=1)
+    rows["p_adjusted"] = rows.p_pooled
+    rows.loc[~rows.primary, "p_adjusted"] = holm(rows.p_pooled[~rows.primary])
+    return rows
 
 
 def verdict(row: Mapping[str, object]) -> str:
-    """One row of `against` in a sentence that claims no more than its interval allows."""
-    sign = "beats" if row["low"] > 0 else "loses to" if row["high"] < 0 else "is not told apart from"
+    """One row of `against` in a sentence that claims no more than its interval and its adjusted p-value allow."""
+    sure = row["p_adjusted"] < ALPHA
+    sign = "beats" if sure and row["low"] > 0 else "loses to" if sure and row["high"] < 0 else "is not told apart from"
     difference, low, high, seen = (100 * row[name] for name in ("difference", "low", "high", "detectable"))
-    power = f"a difference of {seen:.1f} would be seen" if isfinite(seen) else "no difference would be seen"
-    if low == high:
-        power = "no pair differs, which is no evidence that the recipes are equal"
+    power = f"finds {seen:.1f} points with 80 % power" if isfinite(seen) else "would miss even a one-sided split"
+    power = "no pair differs, which is no evidence that the recipes are equal" if low == high else f"one seed {power}"
+    test = "McNemar" if row["seeds"] == 1 else "sign test"
+    adjusted = "the primary row" if row["primary"] else f"adjusted {row['p_adjusted']:.2g}"
     return (
         f"{row['split']}: {row['recipe']} {sign} {row['baseline']}: {difference:+z.1f} points "
-        f"[{low:+z.1f}, {high:+z.1f}], McNemar p = {row['p_pooled']:.2g} "
-        f"({row['tasks']} tasks, {row['seeds']} seeds; {power})"
+        f"[{low:+z.1f}, {high:+z.1f}], {test} p = {row['p_pooled']:.2g} ({adjusted}; "
+        f"{row['tasks']} tasks, {row['seeds']} {'seed' if row['seeds'] == 1 else 'seeds'}; {power})"
     )
+
+
+def last_common_bin(curves: pd.DataFrame, tasks: int = 20) -> int:
+    """The last turn bin (its first turn) that every curve reaches with so many tasks, or half of the first bin's.
+
+    Later bins hold the few episodes that got stuck, and other ones for each recipe.
+
+    Args:
+        curves: recipe, states, first_turn, tasks.
+    """
+    reached = curves.pivot_table(index="first_turn", columns=["recipe", "states"], values="tasks").min(
+        axis=1, skipna=False
+    )
+    enough = min(tasks, reached.iloc[0] / 2)
+    return int(reached.index[reached >= enough].max())
 
 
 def over_seeds(table: pd.DataFrame, by: Sequence[str], *, hits: str, count: str, units: str) -> pd.DataFrame:
     """Shares pooled over training seeds: sums of `hits` and `count`, and `share` with low and high (95 %).
 
-    The seeds of a task hang together. Several seeds therefore get Wilson's interval on the `units` of one seed
-    (their mean), as if further seeds and turns told nothing new: too wide rather than too narrow. A single
-    seed keeps the interval that the table has.
+    The seeds of a task hang together. Several seeds therefore get Wilson's interval on the `units` of one seed (their
+    mean, the column `effective_n`), as if further seeds and turns told nothing new: too wide rather than too narrow.
+    A single seed keeps the interval that the table has.
     """
     if table.seed.nunique() == 1:
         return table
     rows = []
     for key, part in table.groupby(list(by), sort=False):
         total, seen = int(part[hits].sum()), int(part[count].sum())
-        found = {hits: total, count: seen, units: int(part[units].mean()), "seeds": part.seed.nunique()}
-        rows.append(dict(zip(by, key, strict=True)) | found | _pooled(total, seen, part[units].mean()))
+        effective = part[units].mean()
+        found = {
+            units: int(effective),
+            hits: total,
+            count: seen,
+            "effective_n": effective,
+            "seeds": part.seed.nunique(),
+        }
+        rows.append(dict(zip(by, key, strict=True)) | found | _pooled(total, seen, effective))
     return pd.DataFrame(rows)
 
 

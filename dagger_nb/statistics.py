@@ -181,6 +181,20 @@ def mcnemar_exact(a: ArrayLike, b: ArrayLike) -> McNemar:
     return McNemar(int((x & y).sum()), only_a, only_b, int((~x & ~y).sum()), p_value, int((~kept).sum()))
 
 
+def holm(p_values: ArrayLike) -> Floats:
+    """The p-values of one family of tests, adjusted so that 5 % is the chance of any false one (Holm 1979, SJS 6:65).
+
+    >>> holm([0.04, 0.01, 0.3]).round(2).tolist()
+    [0.08, 0.03, 0.3]
+    """
+    given = np.asarray(p_values, float)
+    order = np.argsort(given, kind="stable")
+    stepped = np.maximum.accumulate(given[order] * np.arange(len(given), 0, -1))
+    adjusted = np.empty_like(given)
+    adjusted[order] = np.minimum(stepped, 1.0)
+    return adjusted
+
+
 def smallest_detectable_difference(
     n_tasks: int, discordance: float, *, alpha: float = 0.05, power: float = 0.8, seeds: int = 1
 ) -> float:

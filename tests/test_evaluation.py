@@ -16,7 +16,7 @@ from swebench.harness.utils import get_predictions_from_file, make_test_spec
 
 from dagger_nb.errors import DataError, SandboxError
 from dagger_nb.evaluation import harness
-from dagger_nb.evaluation.comparison import comparison
+from dagger_nb.evaluation.comparison import comparison, slip_costs
 from dagger_nb.evaluation.diagnostics import (
     disagreement_by_turn,
     first_mistakes,
@@ -29,7 +29,7 @@ from dagger_nb.evaluation.grading import grade, grade_all
 from dagger_nb.evaluation.predictions import Prediction, read_predictions, run_id, write_predictions
 from dagger_nb.evaluation.protocol import lessons, protocol_counts, realised_dose
 from dagger_nb.evaluation.shares import clustered_share
-from dagger_nb.evaluation.tables import outcomes, rates, score, score_table
+from dagger_nb.evaluation.tables import OUTCOME_COLUMNS, outcomes, rates, score, score_table
 from dagger_nb.evaluation.verdict import judge
 from dagger_nb.records import Action, Label, StopReason, Task, Trajectory, Turn
 from dagger_nb.sandboxes import local_factory
@@ -390,6 +390,25 @@ def test_a_comparison_pairs_tasks_and_gives_each_task_one_vote():
     assert single.p_by_seed == [single.p_pooled] == [pytest.approx(2 * 0.5**8)]
     assert many.p_pooled == single.p_pooled  # five equal seeds are no new tasks
     assert (many.low, many.high) == pytest.approx((single.low, single.high), abs=0.03)
+
+
+def test_what_slips_cost_is_told_apart_from_what_a_recipe_is_worth_without_them():
+    """Both lose 10 of 40 tasks to slips; one solves 10 more with slips and without."""
+
+    def run(recipe, split, solved):
+        rows = [(recipe, 0, f"t{n}", split, f"r{n}", n < solved) for n in range(40)]
+        return pd.DataFrame(rows, columns=OUTCOME_COLUMNS)
+
+    rates = {"sft": (25, 15), "dagger": (35, 25), "steady": (25, 25)}
+    table = pd.concat(
+        [run(r, s, k) for r, both in rates.items() for s, k in zip(("test", "test-slips"), both, strict=True)]
+    )
+    found = slip_costs(table, "sft", rng=np.random.default_rng(0), samples=2000).set_index("recipe")
+    assert found.cost.to_dict() == pytest.approx({"sft": 0.25, "dagger": 0.25, "steady": 0.0})
+    assert found.clean["dagger"] == 35 / 40 and found.slipped["dagger"] == 25 / 40 and found.tasks["dagger"] == 40
+    assert found.saved.to_dict() == pytest.approx({"sft": 0.0, "dagger": 0.0, "steady": 0.25})
+    assert found.saved_low["dagger"] < 0 < found.saved_high["dagger"] and found.saved_low["steady"] > 0
+    assert found.low["sft"] > 0
 
 
 # --- diagnostics --------------------------------------------------------------------------------------------

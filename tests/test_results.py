@@ -22,26 +22,38 @@ def outcomes(solved: dict[str, list[int]], seed: int = 0) -> pd.DataFrame:
 
 @pytest.fixture
 def differences() -> pd.DataFrame:
-    solved = {"base": [0] * 20, "dagger": [1] * 15 + [0] * 5, "sft": [1] * 5 + [0] * 15}
+    solved = {"base": [0] * 20, "dagger": [1] * 15 + [0] * 5, "sft": [1] * 7 + [0] * 13}
     return comparison(outcomes(solved), rng=np.random.default_rng(0), samples=500)
 
 
 def test_against_turns_every_row_to_the_baseline(differences):
     found = results.against(differences, "sft").set_index("recipe")
     assert list(found.index) == ["base", "dagger"] and (found.baseline == "sft").all()
-    assert found.difference.to_dict() == pytest.approx({"base": -0.25, "dagger": 0.5})
+    assert found.difference.to_dict() == pytest.approx({"base": -0.35, "dagger": 0.4})
     assert (found.low <= found.difference).all() and (found.difference <= found.high).all()
-    assert found.rate["dagger"] == 0.75 and (found.baseline_rate == 0.25).all()
+    assert found.rate["dagger"] == 0.75 and (found.baseline_rate == 0.35).all()
 
 
 def test_a_verdict_claims_no_more_than_its_interval(differences):
     rows = {row["recipe"]: row for row in results.against(differences, "sft").to_dict("records")}
-    assert "dagger beats sft: +50.0 points" in results.verdict(rows["dagger"])
+    assert "dagger beats sft: +40.0 points" in results.verdict(rows["dagger"])
     assert "base loses to sft" in results.verdict(rows["base"])
     open_ = rows["dagger"] | {"difference": -1e-9, "low": -0.1, "high": 0.1, "detectable": float("nan")}
     assert "is not told apart from sft: +0.0 points" in results.verdict(open_)
-    assert "no difference would be seen" in results.verdict(open_)
+    assert "one seed would miss even a one-sided split" in results.verdict(open_)
     assert "no evidence that the recipes are equal" in results.verdict(open_ | {"low": 0.0, "high": 0.0})
+
+
+def test_one_row_is_primary_and_the_others_are_corrected_for_their_number(differences):
+    exams = pd.concat([differences, differences.assign(split="longer")])
+    found = results.against(exams, "sft").set_index(["split", "recipe"])
+    assert found.index[found.primary].tolist() == [("test", "dagger")]
+    assert found.p_adjusted["test", "dagger"] == found.p_pooled["test", "dagger"] == pytest.approx(2 * 0.5**8)
+    others = found[~found.primary]
+    assert others.p_adjusted.tolist() == pytest.approx([2 * 2 * 0.5**7, 3 * 2 * 0.5**8, 2 * 2 * 0.5**7])
+    weak = found.loc["longer", "dagger"].to_dict() | {"split": "longer", "recipe": "dagger", "p_adjusted": 0.06}
+    assert weak["low"] > 0 and "is not told apart from sft" in results.verdict(weak)
+    assert "(adjusted 0.06; 20 tasks, 1 seed; " in results.verdict(weak)
 
 
 def test_what_cannot_be_detected_can_be_written_as_json():
@@ -57,10 +69,25 @@ def shares(seeds: int) -> pd.DataFrame:
 def test_over_seeds_adds_counts_and_takes_the_units_of_one_seed():
     by = ["recipe", "first_turn"]
     pooled = results.over_seeds(shares(2), by, hits="differing", count="turns", units="tasks").set_index("first_turn")
+    assert (pooled.effective_n == 10).all()
     assert pooled.differing.to_dict() == {0: 8, 3: 17} and (pooled.turns == 80).all() and (pooled.tasks == 10).all()
     assert pooled.share[0] == 0.1
     low, high = results.wilson(0.1 * 10, 10)
     assert (pooled.low[0], pooled.high[0]) == (low, high)
+
+
+def test_over_seeds_keeps_the_total_where_what_is_counted_is_the_unit():
+    pooled = results.over_seeds(shares(2), ["recipe"], hits="differing", count="turns", units="turns")
+    assert (pooled.turns[0], pooled.effective_n[0], pooled.share[0]) == (160, 40, 25 / 160)
+
+
+def test_the_last_common_bin_is_reached_by_enough_tasks_of_every_curve():
+    rows = [("sft", 0, 60), ("sft", 3, 30), ("sft", 6, 25), ("dagger", 0, 60), ("dagger", 3, 20), ("dagger", 6, 19)]
+    curves = pd.DataFrame(rows, columns=["recipe", "first_turn", "tasks"]).assign(states="student-visited")
+    assert results.last_common_bin(curves) == 3
+    assert results.last_common_bin(curves, tasks=10) == 6
+    assert results.last_common_bin(curves[curves.index != 5], tasks=10) == 3  # one curve ends earlier
+    assert results.last_common_bin(curves.assign(tasks=[6, 4, 3, 6, 3, 2])) == 3  # few tasks: half of the first bin's
 
 
 def test_over_seeds_leaves_one_seed_as_it_is_and_an_empty_group_without_a_share():

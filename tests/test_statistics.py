@@ -13,6 +13,7 @@ from dagger_nb import statistics
 from dagger_nb.errors import ConfigError, DataError
 from dagger_nb.statistics import (
     by_turn,
+    holm,
     mcnemar_exact,
     mean_interval,
     paired_difference,
@@ -196,6 +197,15 @@ def test_mcnemar_takes_one_seed_and_some_complete_pair() -> None:
 
 
 # --- the smallest difference that a test could see ---------------------------------------------------------------
+
+
+def test_holms_correction_rejects_what_bonferroni_does_and_more() -> None:
+    p = np.random.default_rng(0).uniform(size=40) ** 4
+    adjusted = holm(p)
+    assert (adjusted >= p).all() and (adjusted <= 1).all() and adjusted.min() == pytest.approx(min(1, 40 * p.min()))
+    assert (adjusted <= np.minimum(1, 40 * p)).all() and (np.diff(adjusted[np.argsort(p)]) >= 0).all()
+    assert holm([0.03, 0.02, 0.9]).tolist() == pytest.approx([0.06, 0.06, 0.9])  # never below a smaller one's
+    assert holm([]).tolist() == []
 
 
 def test_the_detectable_difference_solves_its_own_formula() -> None:

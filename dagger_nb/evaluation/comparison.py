@@ -14,7 +14,13 @@ import numpy as np
 import pandas as pd
 
 from dagger_nb.evaluation.tables import checked
-from dagger_nb.statistics import mcnemar_exact, paired_difference, smallest_detectable_difference
+from dagger_nb.statistics import (
+    Estimate,
+    mcnemar_exact,
+    mean_interval,
+    paired_difference,
+    smallest_detectable_difference,
+)
 
 
 def comparison(outcomes: pd.DataFrame, *, rng: np.random.Generator, samples: int = 10_000) -> pd.DataFrame:
@@ -26,18 +32,52 @@ def comparison(outcomes: pd.DataFrame, *, rng: np.random.Generator, samples: int
         samples: number of resamples.
 
     Returns:
-        Columns: split, recipe, baseline, seeds, tasks, pairs, rate, baseline_rate, difference with low and
-        high (95 %) and the method behind them (bootstrap over tasks, clustered by repository, crossed with
-        seeds), p_by_seed (exact McNemar, one a seed), p_pooled, and detectable: the smallest difference that
+        Columns: split, recipe, baseline, seeds, tasks, repositories, pairs, rate, baseline_rate, difference with
+        low and high (95 %) and the method behind them (bootstrap over tasks, clustered by repository, crossed
+        with seeds), p_by_seed (exact McNemar, one a seed), p_pooled, and detectable: the smallest difference that
         one seed on this many tasks shows with 80 % power at the observed discordance (NaN without any).
 
         p_pooled does not count a task once for each seed: every task casts one vote, for the recipe that
         solved it with more seeds (ties abstain), and the exact McNemar test is made of these votes. With
-        one seed it is McNemar's test itself. It says how sure the difference is for these seeds.
+        one seed it is McNemar's test itself, with several an exact sign test on majorities. It says how sure
+        the difference is for these seeds.
     """
     rows = list(_pairings(checked(outcomes)))
     streams = rng.spawn(len(rows))
     return pd.DataFrame([_row(*row, stream, samples) for row, stream in zip(rows, streams, strict=True)])
+
+
+def slip_costs(
+    outcomes: pd.DataFrame, baseline: str, *, rng: np.random.Generator, samples: int = 10_000
+) -> pd.DataFrame:
+    """What slips cost each recipe on the same tasks, and whether they cost the baseline more.
+
+    That recipe A beats B with slips shows nothing about slips where it beats B without them as well.
+
+    Args:
+        outcomes: rows of `tables.outcomes` of the splits "test" and "test-slips".
+
+    Returns:
+        One row a recipe: tasks, clean (rate), slipped (rate), cost (clean - slipped) with low and high (95 %, as in
+        `comparison`), and saved (the baseline's cost - this cost) with saved_low and saved_high.
+    """
+    exams = dict(iter(checked(outcomes).groupby("split")))
+    clean, slipped = ({r: _matrix(rows) for r, rows in exams[s].groupby("recipe")} for s in ("test", "test-slips"))
+    both = {recipe: clean[recipe].align(slipped[recipe], join="inner") for recipe in sorted(clean.keys() & slipped)}
+    costs = {recipe: x - y for recipe, (x, y) in both.items()}
+    rows = []
+    for stream, (recipe, (x, y)) in zip(rng.spawn(len(both)), both.items(), strict=True):
+        cost = _mean(costs[recipe], stream, samples)
+        saved = _mean((costs[baseline] - costs[recipe]).dropna(how="all"), stream, samples)
+        rates = {"recipe": recipe, "tasks": len(x), "clean": x.mean(axis=None), "slipped": y.mean(axis=None)}
+        ends = {"cost": cost.value, "low": cost.low, "high": cost.high}
+        rows.append(rates | ends | {"saved": saved.value, "saved_low": saved.low, "saved_high": saved.high})
+    return pd.DataFrame(rows)
+
+
+def _mean(values: pd.DataFrame, rng: np.random.Generator, samples: int) -> Estimate:
+    repos = values.index.get_level_values("repo").tolist()
+    return mean_interval(values.T, clusters=repos, rng=rng, samples=samples)
 
 
 def _pairings(outcomes: pd.DataFrame) -> Iterator[tuple[str, str, str, pd.DataFrame, pd.DataFrame]]:
@@ -73,6 +113,7 @@ def _row(
         "baseline": baseline,
         "seeds": len(by_seed),
         "tasks": len(x),
+        "repositories": len(set(repos)),
         "pairs": found.n,
         "rate": x.to_numpy()[paired].mean(),
         "baseline_rate": y.to_numpy()[paired].mean(),

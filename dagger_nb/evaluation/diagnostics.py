@@ -123,7 +123,7 @@ def slips(
 
     Args:
         clean: verdicts of the episodes without slips.
-        slipped: the episodes of the slip run; those in which no slip came up are a control.
+        slipped: the episodes of the slip run; those in which none came up should be the clean ones again.
         resolved: the slip run's verdicts.
 
     Returns:

@@ -82,7 +82,7 @@ def paired_differences(table: pd.DataFrame) -> Figure:
 
     Args:
         table: rows of `evaluation.comparison.comparison`: split, recipe, baseline, difference, low, high
-            (shares), tasks, seeds, p_pooled (McNemar).
+            (shares), tasks, seeds, p_pooled.
     """
     columns = ["split", "recipe", "baseline", "difference", "low", "high", "tasks", "seeds", "p_pooled"]
     rows = need(table, columns, "paired differences").reset_index(drop=True)
@@ -103,8 +103,9 @@ def paired_differences(table: pd.DataFrame) -> Figure:
     caption(
         figure,
         f"Paired difference with its 95 % interval (percentile bootstrap over tasks, clustered by repository, and "
-        f"seeds); n = {counts(rows.tasks)} tasks x {counts(rows.seeds)} training seeds. p: exact McNemar test, not "
-        f"corrected for the {len(rows)} comparisons. An interval that covers 0 leaves the sign open.",
+        f"seeds); n = {counts(rows.tasks)} tasks x {counts(rows.seeds)} training seeds. p: exact sign test on each "
+        f"task's majority over the seeds (McNemar's with one seed), not corrected for the {len(rows)} comparisons. "
+        f"An interval that covers 0 leaves the sign open.",
     )
     return figure
 
@@ -124,27 +125,30 @@ def recovery(table: pd.DataFrame) -> Figure:
         "kind",
         "resolved",
         f"Share of episodes resolved, by the first own mistake (a turn that differs from the teacher's and changed "
-        f"files or failed). 95 % Wilson intervals; n = {counts(table.episodes)} episodes a point. The groups are "
-        f"not comparable at random: other tasks lead to other mistakes.",
+        f"files or failed). 95 % Wilson intervals (with several seeds on the mean n of one); "
+        f"n = {counts(table.episodes)} episodes a point. The groups are not comparable at random: other tasks lead to "
+        f"other mistakes.",
     )
 
 
 @rc_context(RC)
 def slip(table: pd.DataFrame) -> Figure:
-    """Share of tasks still resolved when wrong edits are put in the student's place, beside a control.
+    """Share of tasks still resolved when wrong edits are put in the student's place, and where none came up.
 
     Args:
         table: rows of `evaluation.diagnostics.slips` with a column recipe: recipe, group ("hit" or "not
             hit"), clean_resolved, share, low, high.
     """
     need(table, ["recipe", "group", "clean_resolved", "share", "low", "high"], "slips")
-    words = {"hit": "a slip came up", "not hit": "none came up (control)"}
+    words = {"hit": "a slip came up", "not hit": "none came up"}
     return _rates_figure(
         table.assign(group=table.group.map(lambda group: words.get(group, group))),
         "group",
         "still resolved",
         f"Of the tasks resolved without slips, the share resolved again when plausible wrong edits replace the "
-        f"student's action at a fixed rate. 95 % Wilson intervals; n = {counts(table.clean_resolved)} tasks a point.",
+        f"student's action at a fixed rate; an episode in which none came up is the one without slips again. "
+        f"95 % Wilson intervals (with several seeds on the mean n of one); n = {counts(table.clean_resolved)} episodes "
+        f"a point.",
     )
 
 
