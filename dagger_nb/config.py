@@ -13,6 +13,7 @@ import functools
 import hashlib
 import json
 import math
+import re
 import typing
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -51,6 +52,17 @@ class OneOf:
 
     def __str__(self) -> str:
         return "one of " + ", ".join(self.names)
+
+
+@dataclass(frozen=True, slots=True)
+class VariableName:
+    """The name of an environment variable, in capitals: a key that is put here by mistake is refused, and not shown."""
+
+    def admits(self, value: str) -> bool:
+        return re.fullmatch("[A-Z_][A-Z0-9_]*", value) is not None
+
+    def __str__(self) -> str:
+        return "the name, in capitals, of the environment variable that holds the key"
 
 
 Count = Annotated[int, Range(0)]
@@ -116,7 +128,7 @@ class TeacherSettings:
     revision: str = ""
     endpoint: str = ""  # URL of any OpenAI-compatible server; empty: vLLM serves `path` on this machine
     style: Annotated[str, OneOf(("native", "hermes", "qwen3_coder", "text"))] = "native"  # how it calls tools
-    key_variable: str = "TEACHER_API_KEY"  # the environment variable that holds the key; the key itself is never kept
+    key_variable: Annotated[str, VariableName()] = "TEACHER_API_KEY"  # holds the key, which itself is never kept
     timeout_s: Rate = 300.0  # of one try
     length_name: Annotated[str, OneOf(("max_tokens", "max_completion_tokens"))] = "max_tokens"  # as the server has it
 
@@ -321,11 +333,12 @@ def _checked(name: str, value: object) -> object:
         raise ConfigError(f"{name} = {value!r} is refused: it must be finite")
     for limit in limits:
         if not limit.admits(value):
-            raise ConfigError(f"{name} = {value!r} is refused: it must be {limit}{_near_choice(value, limit)}")
+            shown = "(not shown)" if isinstance(limit, VariableName) else repr(value)
+            raise ConfigError(f"{name} = {shown} is refused: it must be {limit}{_near_choice(value, limit)}")
     return value
 
 
-def _near_choice(value: object, limit: Range | OneOf) -> str:
+def _near_choice(value: object, limit: Range | OneOf | VariableName) -> str:
     return nearest(value, limit.names) if isinstance(limit, OneOf) else ""
 
 

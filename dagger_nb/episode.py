@@ -6,6 +6,7 @@ nothing else: every decision about an episode and every record of it is made her
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ from dagger_nb.records import Action, StopReason, Task, Trajectory, Turn
 from dagger_nb.rendering import Renderer
 from dagger_nb.sandboxes.protocol import Sandbox, SandboxFactory
 from dagger_nb.slips import plausible_wrong_edit
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +220,7 @@ def finish(episode: Episode) -> Rollout:
     patch = ""
     if episode.sandbox is not None:
         patch = _patch(episode)
-        episode.sandbox.close()
+        _close(episode)
     plan = episode.plan
     trajectory = Trajectory(
         instance_id=plan.task.instance_id,
@@ -231,6 +234,14 @@ def finish(episode: Episode) -> Rollout:
         detail=episode.detail,
     )
     return Rollout(trajectory, dict(episode.shadows))
+
+
+def _close(episode: Episode) -> None:
+    """A sandbox that cannot be removed spoils no episode; its factory's end, or the next sweep, removes it."""
+    try:
+        episode.sandbox.close()
+    except SandboxError as error:
+        LOG.warning("%s: its sandbox is left behind: %s", episode.plan.task.instance_id, error)
 
 
 def _patch(episode: Episode) -> str:

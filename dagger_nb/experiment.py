@@ -175,7 +175,7 @@ class Experiment:
         model_name = f"{self.recipe.name}-{student.name}"
         write_predictions(
             folder / "predictions.jsonl",
-            [Prediction(t.instance_id, model_name, t.patch) for t in trajectories],
+            [Prediction(t.instance_id, model_name, t.patch) for t in trajectories if not _broken(t)],
         )
         by_id = {task.instance_id: task for task in self.exam_tasks(exam_name)}
         pairs = [(by_id[t.instance_id], t.patch) for t in trajectories]

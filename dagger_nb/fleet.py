@@ -7,7 +7,9 @@ unit of work and of loss: a killed one is run again from its plans and gives the
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -108,8 +110,16 @@ def _prepare() -> None:
     import torch
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the parent's to handle; it closes the pool
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     torch.set_num_threads(1)
     quiet()
+
+
+def _end_with(parent: int) -> None:
+    """End this worker when its parent was killed: else it waits for ever for the next cohort, its model in memory."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
 
 
 def run_job(job: CohortJob) -> tuple[CohortRecord, float]:

@@ -16,7 +16,7 @@ from dagger_nb import paths
 from dagger_nb.config import Settings
 from dagger_nb.errors import DataError
 from dagger_nb.evaluation import diagnostics, protocol, tables
-from dagger_nb.evaluation.grades import Grade
+from dagger_nb.evaluation.grades import Grade, Status
 from dagger_nb.evaluation.predictions import Prediction, read_predictions
 from dagger_nb.experiment import EXAMS, Experiment, all_labels, all_trajectories, identity
 from dagger_nb.fleet import Executor
@@ -104,8 +104,9 @@ def exam_tables(experiment: Experiment, exam_name: str) -> dict[str, pd.DataFram
     found = _judged(experiment, exam_name, records, grades)
     if exam.slips:
         clean = _verdicts(experiment.examine("test"), experiment.grade("test"))
-        slipped = list(all_trajectories(records))
-        found["slips"] = diagnostics.slips(clean, slipped, _verdicts(records, grades))
+        resolved = _verdicts(records, grades)
+        slipped = [trajectory for trajectory in all_trajectories(records) if trajectory.key in resolved]
+        found["slips"] = diagnostics.slips(clean, slipped, resolved)
     return {name: _marked(table, experiment, exam_name) for name, table in found.items()}
 
 
@@ -114,19 +115,23 @@ def _judged(
 ) -> dict[str, pd.DataFrame]:
     trajectories, labels = list(all_trajectories(records)), list(all_labels(records))
     by_turn = diagnostics.disagreement_by_turn(trajectories, labels, bins=TURN_BINS)
+    resolved = _verdicts(records, grades)
+    judged = [trajectory for trajectory in trajectories if trajectory.key in resolved]
     return {
         "outcomes": tables.outcomes(
             experiment.recipe.name, experiment.settings.seed, experiment.exam_tasks(exam_name), grades
         ),
         "disagreement": by_turn.assign(states="student-visited"),
         "protocol": protocol.protocol_counts(trajectories),
-        "recovery": diagnostics.recovery(trajectories, labels, _verdicts(records, grades), k=5),
+        "recovery": diagnostics.recovery(judged, labels, resolved, k=5),
     }
 
 
 def _verdicts(records: Sequence[CohortRecord], grades: Sequence[Grade]) -> dict[tuple[str, int], bool]:
+    """Whether each episode is resolved; what the infrastructure failed has no verdict."""
     keys = [trajectory.key for trajectory in all_trajectories(records)]
-    return {key: grade.resolved for key, grade in zip(keys, grades, strict=True)}
+    pairs = zip(keys, grades, strict=True)
+    return {key: grade.resolved for key, grade in pairs if grade.status is not Status.INFRASTRUCTURE}
 
 
 def _marked(table: pd.DataFrame, experiment: Experiment, exam: str | None = None, **more: str) -> pd.DataFrame:

@@ -134,6 +134,7 @@ class Desk:
             self.is_open = False
             self.desks.closed[self.task.instance_id] += 1
             self.desks.count("open", -1)
+            self.desks.hook(self.task, "close")
 
 
 def casting(student, *, by=None, label=None, renderer=None, heard: list[str] | None = None, **more):
@@ -488,6 +489,16 @@ def test_a_notebook_whose_loop_runs_already_can_collect(collector, train_tasks):
         return collected(collector(Busy(), Desks()), jobs(train_tasks, alone()))
 
     assert len(asyncio.run(cell())) == 4
+
+
+def test_a_sandbox_that_cannot_be_removed_spoils_no_episode(collector, train_tasks, caplog):
+    def stuck(task: Task, command: str) -> None:
+        if command == "close" and task is train_tasks[0]:
+            raise SandboxError("the daemon does not answer")
+
+    found = collected(collector(Busy(), Desks(stuck)), jobs(train_tasks, alone()))
+    assert all(record.trajectories[0].patch and not record.trajectories[0].detail for record in found.values())
+    assert f"{train_tasks[0].instance_id}: its sandbox is left behind: the daemon does not answer" in caplog.text
 
 
 # --- cancelled and killed ------------------------------------------------------------------------------------

@@ -89,6 +89,14 @@ def test_a_wrong_override_is_refused_by_name(name: str, value: object, said: str
     assert name in str(caught.value) and said in str(caught.value)
 
 
+def test_a_key_put_where_its_variables_name_belongs_is_refused_and_not_shown() -> None:
+    for key in ("sk-abc123", "hf_AbC", "0XYZ"):
+        with pytest.raises(ConfigError, match="the name, in capitals, of the environment variable") as caught:
+            config.load("tiny", {"teacher.key_variable": key})
+        assert key not in str(caught.value)
+    assert config.load("tiny", {"teacher.key_variable": "MY_KEY_2"}).teacher.key_variable == "MY_KEY_2"
+
+
 @pytest.mark.parametrize(
     ("overrides", "named"),
     [

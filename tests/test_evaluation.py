@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import gzip
 import json
 import logging
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -25,7 +28,7 @@ from dagger_nb.evaluation.diagnostics import (
     slips,
 )
 from dagger_nb.evaluation.grades import Grade, Gradebook, Status, grade_key
-from dagger_nb.evaluation.grading import grade, grade_all
+from dagger_nb.evaluation.grading import LOG_BYTES, _read_log, grade, grade_all, time_limit
 from dagger_nb.evaluation.predictions import Prediction, read_predictions, run_id, write_predictions
 from dagger_nb.evaluation.protocol import lessons, protocol_counts, realised_dose
 from dagger_nb.evaluation.shares import clustered_share
@@ -222,6 +225,17 @@ def test_a_task_that_does_not_run_pytest_is_refused(factory):
         grade(task, TASK.patch, factory)
 
 
+@pytest.mark.parametrize(("size", "kept"), [(LOG_BYTES, True), (LOG_BYTES + 2, False)])
+def test_a_log_that_is_torn_or_unpacks_to_more_than_was_written_is_none(size, kept):
+    packed = gzip.compress(b"x" * size)
+
+    def read(data: bytes) -> str:
+        return _read_log(SimpleNamespace(read=lambda path: base64.b64encode(data).decode()), "log")
+
+    assert (len(read(packed)) == size) if kept else read(packed) == ""
+    assert read(packed[:-9]) == read(b"junk") == read(b"") == ""
+
+
 # --- grades on disk -----------------------------------------------------------------------------------------
 
 
@@ -273,8 +287,12 @@ def test_a_torn_last_line_is_dropped_with_a_notice_and_an_edited_line_is_an_erro
 
 def test_a_grade_is_keyed_by_task_content_and_patch():
     other = dataclasses.replace(TASK, FAIL_TO_PASS=())
-    keys = {grade_key(TASK, ""), grade_key(TASK, "\ud800"), grade_key(other, "")}
-    assert len(keys) == 3 and grade_key(TASK, "") in keys
+    keys = {grade_key(TASK, "", 30), grade_key(TASK, "\ud800", 30), grade_key(other, "", 30), grade_key(TASK, "", 60)}
+    assert len(keys) == 4 and grade_key(TASK, "", 30) in keys
+
+
+def test_a_real_repository_has_the_time_that_swebench_gives_it():
+    assert time_limit(TASK) < time_limit(dataclasses.replace(TASK, files={})) == 1800
 
 
 # --- predictions and the harness ----------------------------------------------------------------------------

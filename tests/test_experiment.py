@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -251,6 +252,9 @@ def test_an_infrastructure_failure_is_no_failed_task(tiny_base, own_home, monkey
     monkeypatch.setattr(found, "examine", lambda *_, **__: [CohortRecord(tuple(broken), record.labels, {})])
     (grade,) = found.grade("test")
     assert grade.status.value == "infrastructure" and grade.detail == "d"
+    assert not list(found.store.root.rglob("predictions.jsonl"))[0].read_text()  # nobody may count it as an empty patch
+    tables = results.exam_tables(found, "test")
+    assert tables["outcomes"].empty and tables["recovery"].episodes.sum() == 0
 
 
 class Unlucky(Here):
@@ -294,6 +298,28 @@ def test_workers_give_the_bytes_of_one_process_and_a_dead_one_is_told(reference,
         for _ in range(2):  # also when it is asked again
             with pytest.raises(EnvironmentProblem, match="worker process died"):
                 Experiment("switch", small(tiny_base), fleet, silent).collect(1)
+
+
+ORPHAN = """
+import os, signal
+from dagger_nb.fleet import Fleet
+if __name__ == "__main__":
+    print(Fleet(1)._pool.submit(os.getpid).result(), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_workers_end_with_a_parent_that_was_killed(tmp_path):
+    script = tmp_path / "orphan.py"
+    script.write_text(ORPHAN)
+    environment = os.environ | {"PYTHONPATH": str(HERE.parent)}
+    command = [sys.executable, str(script)]
+    found = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, env=environment)
+    assert found.returncode == -signal.SIGKILL
+    worker, until = Path("/proc") / found.stdout.strip(), time.monotonic() + 60
+    while worker.exists() and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not worker.exists()
 
 
 def test_the_manifest_says_what_protects_and_where_it_ran(reference):

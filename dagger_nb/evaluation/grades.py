@@ -49,9 +49,9 @@ class Grade:
         return self.status is Status.RESOLVED
 
 
-def grade_key(task: Task, model_patch: str) -> str:
-    """What a grade depends on: the grader, the task's content and the patch (SHA-256, hex)."""
-    content = {"grader": GRADER, "task": task.to_instance(), "files": dict(task.files)}
+def grade_key(task: Task, model_patch: str, timeout_s: float) -> str:
+    """What a grade depends on: the grader and its time limit, the task's content and the patch (SHA-256, hex)."""
+    content = {"grader": GRADER, "timeout_s": timeout_s, "task": task.to_instance(), "files": dict(task.files)}
     return digest(content | {"patch": patch_hash(model_patch)})
 
 

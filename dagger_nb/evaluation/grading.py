@@ -7,7 +7,6 @@ The steps: apply the patch, put the tests and their configuration back and remov
 from __future__ import annotations
 
 import base64
-import gzip
 import random
 import secrets
 import zlib
@@ -29,8 +28,10 @@ from dagger_nb.evaluation.verdict import judge
 from dagger_nb.records import Task
 from dagger_nb.sandboxes.protocol import CommandResult, Sandbox, SandboxFactory
 
-TIMEOUT_S = 30.0  # wall clock of one grading; swebench's own default, for real repositories, is 1800
+TIMEOUT_S = 30.0  # wall clock of one grading of a generated task
+REAL_TIMEOUT_S = 1800.0  # and of a real repository's: swebench's own default
 LOG_BYTES = 16_000_000  # what is kept of a test run's output
+GZIP = 31  # zlib's name of the format: a window of 15 bits, with gzip's header
 
 _COMMAND = """
 out=$PWD/{box}.log
@@ -43,8 +44,8 @@ exit $code
 """
 
 
-def grade(task: Task, model_patch: str, factory: SandboxFactory, *, timeout_s: float = TIMEOUT_S) -> Grade:
-    """The verdict on one patch, from a sandbox opened for it alone.
+def grade(task: Task, model_patch: str, factory: SandboxFactory, *, timeout_s: float | None = None) -> Grade:
+    """The verdict on one patch, from a sandbox opened for it alone; without `timeout_s` it has `time_limit` seconds.
 
     Random: the canaries' names, from a secret; no verdict depends on them. A sandbox that fails gives
     an `infrastructure` grade and no exception.
@@ -56,7 +57,8 @@ def grade(task: Task, model_patch: str, factory: SandboxFactory, *, timeout_s: f
     if not model_patch.strip():
         return Grade(task.instance_id, Status.EMPTY_PATCH, detail="the patch is empty")
     spec = make_test_spec(task.to_instance())
-    rng = random.Random(grade_key(task, model_patch) + secrets.token_hex())
+    timeout_s = timeout_s or time_limit(task)
+    rng = random.Random(secrets.token_hex())
     canaries = draw_canaries(_test_folder(task), rng)
     script = _eval_script(spec, canaries)
     try:
@@ -67,6 +69,11 @@ def grade(task: Task, model_patch: str, factory: SandboxFactory, *, timeout_s: f
     return _graded(spec, result, log, canaries)
 
 
+def time_limit(task: Task) -> float:
+    """Seconds that the tests of a task may take: only generated tasks carry their few files with them."""
+    return TIMEOUT_S if task.files else REAL_TIMEOUT_S
+
+
 def grade_all(
     pairs: Sequence[tuple[Task, str]],
     factory: SandboxFactory,
@@ -74,7 +81,7 @@ def grade_all(
     jobs: int = 1,
     progress: Callable[[int, int], None] | None = None,
     store_path: Path | None = None,
-    timeout_s: float = TIMEOUT_S,
+    timeout_s: float | None = None,
 ) -> list[Grade]:
     """The grades of (task, model patch) pairs, in their order; equal pairs are graded once.
 
@@ -82,7 +89,7 @@ def grade_all(
     the patch, so that an interrupted call goes on where it stopped. `progress` gets (done, all) in
     distinct pairs. `jobs` is the number of sandboxes open at once.
     """
-    keys = [grade_key(*pair) for pair in pairs]
+    keys = [grade_key(task, patch, timeout_s or time_limit(task)) for task, patch in pairs]
     wanted = dict(zip(keys, pairs, strict=True))
     book = Gradebook(store_path) if store_path else None
     known = {key: stored for key in wanted if book and (stored := book.get(key))}
@@ -98,7 +105,7 @@ def grade_all(
 
 
 def _in_parallel(
-    missing: Mapping[str, tuple[Task, str]], factory: SandboxFactory, jobs: int, timeout_s: float
+    missing: Mapping[str, tuple[Task, str]], factory: SandboxFactory, jobs: int, timeout_s: float | None
 ) -> Iterator[tuple[str, Grade]]:
     """Grades as they come; an exception or an interrupt cancels what has not started."""
     pool = ThreadPoolExecutor(jobs)
@@ -146,10 +153,12 @@ def _run(sandbox: Sandbox, model_patch: str, script: str, timeout_s: float) -> t
 
 
 def _read_log(sandbox: Sandbox, path: str) -> str:
-    """The test log; empty where the tests left none that can be read (a full disk, a hostile patch)."""
+    """The test log; empty where the tests left none that is whole (a full disk, a hostile patch)."""
     try:
-        return gzip.decompress(base64.b64decode(sandbox.read(path))).decode("utf-8", "replace")
-    except (OSError, EOFError, ValueError, zlib.error):
+        stream = zlib.decompressobj(GZIP)
+        text = stream.decompress(base64.b64decode(sandbox.read(path)), LOG_BYTES + 1)
+        return text.decode("utf-8", "replace") if stream.eof else ""
+    except (OSError, ValueError, zlib.error):
         return ""
 
 
