@@ -183,6 +183,8 @@ def _clean(options: argparse.Namespace) -> int:
     from dagger_nb import paths
 
     kinds = {"runs": paths.runs(), "cache": paths.cache(), "reports": paths.reports()}
+    if options.what == "answers":  # they were paid for: only by name
+        kinds["answers"] = paths.answers().parent
     chosen = [folder for name, folder in kinds.items() if options.what in ("all", name) and folder.is_dir()]
     for folder in chosen:
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
@@ -240,7 +242,7 @@ def _parser() -> argparse.ArgumentParser:
     show = _command(commands, "show", _show, "say what a run folder holds")
     show.add_argument("run", metavar="RUN", help="name below data/runs, or a path")
     clean = _command(commands, "clean", _clean, "list what can be removed, and remove it with --yes")
-    clean.add_argument("what", nargs="?", default="all", choices=["all", "runs", "cache", "reports"])
+    clean.add_argument("what", nargs="?", default="all", choices=["all", "runs", "cache", "reports", "answers"])
     clean.add_argument("--yes", action="store_true", help="remove")
     return parser
 

@@ -185,7 +185,7 @@ class ServedCrew(Executor):
 def _answers() -> AnswerFile:
     from dagger_nb.answers import AnswerFile
 
-    return AnswerFile(paths.cache() / "answers.sqlite")
+    return AnswerFile(paths.answers())
 
 
 def _with_share(settings: Settings, share: float) -> Settings:

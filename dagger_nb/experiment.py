@@ -248,11 +248,23 @@ def plans_of(tasks: Sequence[Task], round_: int) -> list[Plan]:
 TASKS_PER_SEED = 100_000  # training seeds draw disjoint training tasks
 
 
+# What a run may cost and where its parts run: with other values the same run goes on.
+OPERATION = {
+    "labels": ("queries", "tokens", "money", "round_queries", "round_tokens", "round_money")
+    + ("price_prompt", "price_cached", "price_completion"),
+    "teacher": ("endpoint", "key_variable", "timeout_s"),
+    "sandbox": ("images_gb",),
+    "serving": ("python", "memory_share", "start_timeout_s", "concurrency"),
+}
+
+
 def identity(name: str, settings: Settings) -> dict[str, Any]:
-    """What decides a run's training: the recipe and the settings without budgets of exams, workers and profile name."""
+    """What decides a run's training: the recipe and the settings, but no budgets, no workers and no profile name."""
     kept = settings.to_dict()
     for irrelevant in ("profile", "workers", "evaluation"):
         del kept[irrelevant]
+    for group, names in OPERATION.items():
+        kept[group] = {name_: value for name_, value in kept[group].items() if name_ not in names}
     kept["tasks"] = {"tasks_per_round": settings.tasks.tasks_per_round, "source": settings.tasks.source}
     return {"recipe": name, "settings": kept, "base": _base_digest(settings)}
 

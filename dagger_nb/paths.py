@@ -60,6 +60,11 @@ def cache() -> Path:
     return home() / "data" / "cache"
 
 
+def answers() -> Path:
+    """The file of every answer that was paid for, and of what each run has spent: not to be had again for nothing."""
+    return home() / "data" / "answers" / "answers.sqlite"
+
+
 def results() -> Path:
     """Where result tables are written; published ones are read from `data() / "results"`."""
     return home() / "data" / "results"

@@ -203,6 +203,14 @@ def test_clean_only_removes_with_yes_and_only_what_is_written(home: Path, capsys
     assert "nothing to remove" in capsys.readouterr().out
 
 
+def test_clean_removes_answers_that_were_paid_for_only_by_name(home: Path) -> None:
+    (home / "data" / "answers").mkdir(parents=True)
+    assert cli.main(["clean", "--yes"]) == cli.main(["clean", "all", "--yes"]) == 0
+    assert (home / "data" / "answers").is_dir()
+    assert cli.main(["clean", "answers", "--yes"]) == 0
+    assert not (home / "data" / "answers").exists()
+
+
 # --- doctor -----------------------------------------------------------------------------------------------
 
 

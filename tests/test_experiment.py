@@ -161,6 +161,9 @@ def test_workers_and_budgets_of_exams_are_no_part_of_the_run(reference, tiny_bas
     monkeypatch.setenv("DAGGER_NB_HOME", str(home))
     root = experiment(tiny_base).store.root
     assert experiment(tiny_base, workers=2, tasks__test=2, evaluation__slip_rate=0.5).store.root == root
+    limits = {"labels__queries": 5, "labels__money": 2.0, "labels__price_prompt": 1.0, "teacher__timeout_s": 9.0}
+    assert experiment(tiny_base, **limits, serving__start_timeout_s=9.0, sandbox__images_gb=9.0).store.root == root
+    assert experiment(tiny_base, labels__states="student").store.root != root
     assert experiment(tiny_base, training__passes=2).store.root != root
     assert experiment(tiny_base, seed=1).store.root != root
 
