@@ -95,7 +95,7 @@ class Experiment:
             self.recipe.mixer, self.student_after(round_ - 1), self.settings.episode.temperature
         )
         title = f"{self.recipe.name} round {round_}/{self.recipe.rounds}"
-        if (self.adapter_folder(round_) / "fit.json").exists():  # what was trained on never changes
+        if self._index(round_).exists():  # what is trained on, or was, never changes
             return list(self.store.cohorts(group))
         return self._cohorts(group, plans, conditions, self.student_after(round_ - 1), title, round_)
 
@@ -107,18 +107,22 @@ class Experiment:
 
     def train(self, round_: int) -> Path:
         """The adapter after a round; trained further from the one before (aggregation says on which rounds)."""
+        folder = self.adapter_folder(round_)
+        if not (folder / "fit.json").exists():
+            with self.store.alone():
+                self._fit(round_, folder)
+        return folder
+
+    def _fit(self, round_: int, folder: Path) -> None:
         from dagger_nb.training.session import train_adapter
 
-        folder = self.adapter_folder(round_)
-        if (folder / "fit.json").exists():
-            return folder
         self.fleet.rest()
         training = self.settings.training
         rounds = rounds_to_train_on(round_, training.aggregation, training.window)
         entries = self.store.entries(rounds)
-        write_json(self.store.root / round_group(round_) / "index.json", [asdict(entry) for entry in entries])
+        write_json(self._index(round_), [asdict(entry) for entry in entries])
         previous = self.adapter_folder(round_ - 1) if round_ > 1 else None
-        return train_adapter(
+        train_adapter(
             self.store.load(entries),
             base=self.base,
             previous=previous,
@@ -129,6 +133,10 @@ class Experiment:
             seed=self.settings.seed * 1000 + round_,
             log=lambda line: self.log(f"{self.recipe.name} round {round_}/{self.recipe.rounds} · {line}"),
         )
+
+    def _index(self, round_: int) -> Path:
+        """What a round trains on, written before its first step."""
+        return self.store.root / round_group(round_) / "index.json"
 
     def adapter_folder(self, round_: int) -> Path:
         return self.store.root / round_group(round_) / "adapter"
@@ -214,25 +222,32 @@ class Experiment:
         self, group: str, plans: Sequence[Plan], conditions: Conditions, student: Version, title: str, round_: int = 0
     ) -> list[CohortRecord]:
         """The cohorts of a group in order, those that are not settled yet run before."""
-        cohorts = in_cohorts(plans, self.settings.episode.cohort)
-        found = {n: record for n in range(len(cohorts)) if (record := self._settled(group, n))}
-        missing = [n for n in range(len(cohorts)) if n not in found]
-        self._tried.update((group, n) for n in missing)
-        run, sandbox = self.store.root.name, self.settings.sandbox
-        cache = observation_cache()
-        jobs = [CohortJob(n, cohorts[n], conditions, student, cache, run, round_, sandbox) for n in missing]
-        done = len(found)
-        for job, record, seconds in self.fleet.run(jobs):
-            self.store.write_cohort(group, job.number, record)
-            done += 1
-            self.log(progress_line(title, done, len(cohorts), record, seconds))
-        return [found.get(n) or self.store.read_cohort(group, n) for n in range(len(cohorts))]
+        run, sandbox, cache = self.store.root.name, self.settings.sandbox, observation_cache()
+        jobs = [
+            CohortJob(number, cohort, conditions, student, cache, run, round_, sandbox)
+            for number, cohort in enumerate(in_cohorts(plans, self.settings.episode.cohort))
+        ]
+        found = self._settled(group, len(jobs))
+        if len(found) < len(jobs):
+            with self.store.alone():
+                found = self._settled(group, len(jobs))  # another process may have been at it
+                self._play(group, [job for job in jobs if job.number not in found], title, len(jobs))
+        return [found.get(job.number) or self.store.read_cohort(group, job.number) for job in jobs]
 
-    def _settled(self, group: str, number: int) -> CohortRecord | None:
-        """A cohort that is done; one with an infrastructure failure is run again by the next process, whole."""
-        record = self.store.read_cohort(group, number)
-        again = record is not None and (group, number) not in self._tried and any(map(_broken, record.trajectories))
-        return None if again else record
+    def _play(self, group: str, jobs: Sequence[CohortJob], title: str, total: int) -> None:
+        self._tried.update((group, job.number) for job in jobs)
+        for done, (job, record, seconds) in enumerate(self.fleet.run(jobs), start=total - len(jobs) + 1):
+            self.store.write_cohort(group, job.number, record)
+            self.log(progress_line(title, done, total, record, seconds))
+
+    def _settled(self, group: str, count: int) -> dict[int, CohortRecord]:
+        """The cohorts that are done; one with an infrastructure failure is run again by the next process, whole."""
+        known = {number: self.store.read_cohort(group, number) for number in range(count)}
+        return {
+            number: record
+            for number, record in known.items()
+            if record and ((group, number) in self._tried or not any(map(_broken, record.trajectories)))
+        }
 
 
 def plans_of(tasks: Sequence[Task], round_: int) -> list[Plan]:

@@ -16,11 +16,13 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,6 +74,24 @@ class RunStore:
                 f"{self.root} belongs to another configuration (differs in {', '.join(keys)}); "
                 "choose another folder or remove that one"
             )
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Work in this run that no other process may do at the same time. Raises EnvironmentProblem where one does."""
+        folder = os.open(self.root, os.O_RDONLY)
+        try:
+            self._lock(folder)  # let go when this process ends, however it ends
+            yield
+        finally:
+            os.close(folder)
+
+    def _lock(self, folder: int) -> None:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise EnvironmentProblem(
+                f"another process works in {self.root}; wait until it has finished, or end it, and run this again"
+            ) from error
 
     # -- cohorts
 

@@ -225,6 +225,22 @@ def test_a_task_that_does_not_run_pytest_is_refused(factory):
         grade(task, TASK.patch, factory)
 
 
+GIT_CONFIG = """--- a/.git/config
++++ b/.git/config
+@@ -1,1 +1,2 @@
+ [core]
++\tfsmonitor = touch /testbed/ran; false
+"""
+HOOK = "--- /dev/null\n+++ b/.git/hooks/post-index-change\n@@ -0,0 +1 @@\n+touch /testbed/ran\n"
+
+
+@pytest.mark.parametrize("spoilt", [GIT_CONFIG, HOOK], ids=["config", "hook"])
+def test_a_patch_of_gits_own_files_is_refused_before_git_reads_them(factory, spoilt):
+    """`patch`, the last of swebench's ways to apply one, writes into .git as anywhere else."""
+    found = grade(TASK, TASK.patch + spoilt, factory)
+    assert found.status is Status.TAMPERED and "the patch writes into .git" in found.detail
+
+
 @pytest.mark.parametrize(("size", "kept"), [(LOG_BYTES, True), (LOG_BYTES + 2, False)])
 def test_a_log_that_is_torn_or_unpacks_to_more_than_was_written_is_none(size, kept):
     packed = gzip.compress(b"x" * size)
@@ -283,6 +299,19 @@ def test_a_torn_last_line_is_dropped_with_a_notice_and_an_edited_line_is_an_erro
     path.write_text("{}\n" + path.read_text())
     with pytest.raises(DataError, match=r"grades\.jsonl:1: not a grade"):
         Gradebook(path)
+
+
+def test_books_of_two_processes_share_a_file_and_mend_what_a_killed_one_left(tmp_path, caplog):
+    path = tmp_path / "grades.jsonl"
+    one, other = Gradebook(path), Gradebook(path)
+    one.add("k1", Grade("a", Status.RESOLVED))
+    with path.open("a") as file:
+        file.write('{"key": "torn')
+    other.add("k2", Grade("b", Status.UNRESOLVED))
+    one.add("k3", Grade("c", Status.RESOLVED))
+    assert "dropped a torn last line (13 bytes)" in caplog.text
+    found = Gradebook(path)
+    assert [found.get(key).instance_id for key in ("k1", "k2", "k3")] == ["a", "b", "c"]
 
 
 def test_a_grade_is_keyed_by_task_content_and_patch():

@@ -287,6 +287,23 @@ def test_a_cohort_that_infrastructure_spoilt_is_run_again_by_the_next_process_on
     assert fleet.ran == 4
 
 
+def test_what_a_killed_training_was_fitted_to_is_not_collected_again(tiny_base, own_home, monkeypatch):
+    fleet = Unlucky()
+    first = Experiment("dagger", small(tiny_base), fleet, silent)
+    first.collect(1)
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("dagger_nb.training.session.train_adapter", killed)
+        first.train(1)
+    before, fleet.down = fleet.ran, False
+    again = Experiment("dagger", small(tiny_base), fleet, silent)
+    assert {t.stop for record in again.collect(1) for t in record.trajectories} == {StopReason.INFRASTRUCTURE}
+    assert fleet.ran == before
+
+
 # --- workers -------------------------------------------------------------------------------------------------
 
 

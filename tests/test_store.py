@@ -61,6 +61,22 @@ def test_a_label_that_could_not_be_had_is_kept_as_missing(run):
     assert run.read_cohort("rounds/01", 0) == found != record()
 
 
+def test_one_process_at_a_time_works_in_a_run_and_a_killed_one_lets_go(run):
+    script = "import sys, time; from dagger_nb.store import RunStore; from pathlib import Path\n"
+    script += "run = RunStore(Path(sys.argv[1]), {'seed': 0, 'lists': (1, 2)})\n"
+    script += "with run.alone(): print('in', flush=True); time.sleep(60)"
+    before = files(run.root)
+    with subprocess.Popen([sys.executable, "-c", script, str(run.root)], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "in\n"
+        with pytest.raises(EnvironmentProblem, match="another process works in .*run; wait until"), run.alone():
+            raise AssertionError
+        other.kill()
+    with run.alone():
+        pass
+    with run.alone():  # and again
+        assert files(run.root) == before
+
+
 def test_cohorts_come_in_order_whenever_they_were_written(run):
     for number in (11, 2, 0):
         run.write_cohort("rounds/01", number, record(str(number)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import fcntl
 import json
 import logging
 import os
@@ -10,7 +11,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from dagger_nb.errors import DataError
 from dagger_nb.evaluation.predictions import patch_hash
@@ -77,8 +78,10 @@ class Gradebook:
         if grade.status is Status.INFRASTRUCTURE:
             return
         line = json.dumps({"key": key} | asdict(grade), sort_keys=True) + "\n"
-        with self._lock, self._path.open("a", encoding="ascii", newline="\n") as file:
-            file.write(line)
+        with self._lock, self._path.open("ab+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # other processes grade as well
+            _whole_lines(file, self._path)
+            file.write(line.encode("ascii"))
             file.flush()
             os.fsync(file.fileno())
             self._grades[key] = grade
@@ -86,12 +89,23 @@ class Gradebook:
 
 def _read(path: Path) -> dict[str, Grade]:
     path.parent.mkdir(parents=True, exist_ok=True)
-    data = path.read_bytes() if path.exists() else b""
-    whole = data[: data.rfind(b"\n") + 1]
-    if whole != data:
-        LOG.warning("%s: dropped a torn last line (%d bytes); its patch is graded again", path, len(data) - len(whole))
-        os.truncate(path, len(whole))
-    return dict(_parse(line, f"{path}:{number}") for number, line in enumerate(whole.decode().split("\n")[:-1], 1))
+    with path.open("ab+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        _whole_lines(file, path)
+        file.seek(0)
+        lines = file.read().decode().split("\n")[:-1]
+    return dict(_parse(line, f"{path}:{number}") for number, line in enumerate(lines, 1))
+
+
+def _whole_lines(file: BinaryIO, path: Path) -> None:
+    """Drop a torn last line: whoever wrote it was killed, as nobody else has the lock."""
+    end = file.seek(0, os.SEEK_END)
+    if end == 0 or (file.seek(end - 1), file.read(1))[1] == b"\n":
+        return
+    file.seek(0)
+    whole = file.read().rfind(b"\n") + 1
+    LOG.warning("%s: dropped a torn last line (%d bytes); its patch is graded again", path, end - whole)
+    file.truncate(whole)
 
 
 def _parse(line: str, where: str) -> tuple[str, Grade]:

@@ -50,10 +50,15 @@ others() {{ git ls-files -z --others | LC_ALL=C sort -z; }}
 added() {{ others | LC_ALL=C comm -z -13 "$work/before" -; }}
 matching() {{ grep -zE -f "$work/$1" || [ $? -eq 1 ]; }}
 say() {{ tr '\0' '\n' | sed "s/^/$1 /"; }}
+git_files() {{
+  (cd .git && find config config.worktree commondir hooks info -printf '%p %y %l\n' -type f -exec sha256sum {{}} +) \
+    2> /dev/null | LC_ALL=C sort
+}}
+unspoilt() {{ [ "$(git_files)" = "$(cat "$work/git_files")" ] || {{ echo "the patch writes into .git"; return 1; }}; }}
 
 apply() {{
   {attempts}
-  git apply --check --reverse "$work/patch"
+  unspoilt && git apply --check --reverse "$work/patch"
 }}
 remove_added() {{
   added | matching protected > "$work/gone" || return 1
@@ -67,9 +72,10 @@ restore_changed() {{
   xargs -0r git checkout -q HEAD -- < "$work/changed"
 }}
 
+git_files > "$work/git_files"
 others > "$work/before" || exit {unprotected}
 apply > "$work/applied" 2>&1 || {{ tail -n 20 "$work/applied"; exit {patch_failed}; }}
-git reset -q && remove_added && restore_changed || exit {unprotected}
+unspoilt && git reset -q && remove_added && restore_changed || exit {unprotected}
 say removed < "$work/gone"
 say restored < "$work/changed"
 """
@@ -78,11 +84,12 @@ say restored < "$work/changed"
 def prepare_script(apply_commands: Sequence[str]) -> str:
     """The bash script that applies the file `patch` of its folder $1 and then protects the tree it runs in.
 
-    No code of the patch runs in it. `apply_commands` are tried in turn, each on a clean tree, as swebench
+    No code of the patch runs in it: a patch that gives git's own files new contents is refused before git is asked
+    again. `apply_commands` are tried in turn, each on a clean tree, as swebench
     does. What was there before the patch and is not tracked (an installed package's metadata, built
     extensions) is left alone. Exit code: 0, PATCH_FAILED or UNPROTECTED; prints what it put back.
     """
-    retry = "\n  git reset -q --hard; git clean -fdq\n  "
+    retry = "\n  unspoilt || return 1\n  git reset -q --hard; git clean -fdq\n  "
     attempts = retry.join(f'{command} "$work/patch" && return' for command in apply_commands)
     patterns = {"protected": "\n".join(PROTECTED), "shadows": "\n".join(SHADOWS)}
     return _PREPARE.format(attempts=attempts, patch_failed=PATCH_FAILED, unprotected=UNPROTECTED, **patterns)
