@@ -44,7 +44,7 @@ def tiny_base(tmp_path_factory) -> Path:
     from dagger_nb.base.tokenizer import train_tokenizer
 
     folder = tmp_path_factory.mktemp("base")
-    tokenizer = train_tokenizer(corpus.texts([corpus.document(index) for index in range(6)]), vocab_size=700)
+    tokenizer = train_tokenizer(corpus.texts(list(corpus.documents(0, 6))), vocab_size=700)
     tokenizer.save_pretrained(folder)
     recipe = Recipe(seed=1, hidden=64, layers=1, heads=2, groups=1, intermediate=64)
     new_model(recipe, tokenizer).save_pretrained(folder)

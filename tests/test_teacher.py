@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import random
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -16,8 +15,7 @@ from dagger_nb.evaluation.grading import grade
 from dagger_nb.policies import teacher
 from dagger_nb.records import Action, Task, Turn, from_json, to_json
 from dagger_nb.tasks import generate
-from dagger_nb.tasks.gold import call_graph, function_under_test, gold_edits
-from dagger_nb.tasks.validation import gold_files
+from dagger_nb.tasks.gold import gold_edits
 
 TEACHER_TURNS = 60  # that the teacher needs at most after a walk of JUNK_TURNS
 JUNK_TURNS = 12
@@ -90,24 +88,6 @@ def test_a_whole_diff_is_never_cut_and_no_edit_needs_quoting_in_sed():
 
 
 # --- pure ----------------------------------------------------------------------------------------------------
-
-
-def test_no_function_is_repaired_before_what_it_calls():
-    """As far as tests tell: where a called function's own test fails, that one is read and mended first."""
-    upper = 0
-    for task in (generate("dev", index) for index in range(60)):
-        owners, calls, failing = (
-            {edit.new.strip(): edit.function for edit in gold_edits(task)},
-            call_graph(gold_files(task)),
-            [],
-        )
-        for turn in reenact.episode(task):
-            if turn.action.arguments.get("command") == teacher.RUN_TESTS:
-                failing = [function_under_test(test) for test in re.findall(r"^FAILED (\S+)", turn.observation, re.M)]
-            elif mended := owners.get(turn.action.arguments.get("new_str"), ""):
-                assert not set(calls[mended]) & set(failing)
-                upper += bool(set(calls[mended]) & set(owners.values()))
-    assert upper > 5  # functions that are wrong and call wrong ones
 
 
 def test_a_label_depends_on_its_arguments_alone(train_tasks):

@@ -1,9 +1,8 @@
 """The pre-training corpus: tool drills and pieces of teacher episodes on one-bug tasks of the `pretrain` split.
 
-The base learns the skills: copying names and numbers, calling the tools, getting from a failing test to the wrong line
-and repairing it; `reviews` adds practice in telling wrong functions from right ones. The protocol of a long task is
-left for SFT to learn: what follows an edit is never shown. It sees no task of another split, no episode with several
-bugs, no failed tool call, no wrong edit and no recovery.
+The base learns the skills (copying names and numbers, calling the tools, repairing a line that it sees) and the
+local habits of one-bug repairs. It sees no task of another split, no episode with several bugs, no failed tool
+call, no wrong edit and no recovery.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -21,16 +21,21 @@ from dagger_nb.records import Action, Task, Turn
 from dagger_nb.rendering import Renderer
 from dagger_nb.tasks import generate
 
-SAID, READ = 1.0, 1.2  # weight in the loss of what the model says, and of the part of what it only reads that counts
-COUNTED = 0.25  # share of the tokens it only reads that counts: the head need not see the others
+SAID, READ = 1.0, 0.3  # weight in the loss of what the model says and of what it only reads
 DRILLS_PER_TASK = 2
 
 
-def document(index: int) -> tuple[Task, list[Turn], list[tuple[str, Action]]]:
-    """Task number `index` of the pretrain split, the teacher's whole episode on it, and its tool drills."""
-    task = generate("pretrain", index)
-    rng = random.Random(f"drills-{index}")
-    return task, episode(task), [_drill(rng, task) for _ in range(DRILLS_PER_TASK)]
+def documents(first: int, count: int) -> Iterator[tuple[Task, list[Turn], list[tuple[str, Action]]]]:
+    """For each task of the pretrain split: the task, the teacher's whole episode on it, and its tool drills."""
+    for index in range(first, first + count):
+        task = generate("pretrain", index)
+        rng = random.Random(f"drills-{index}")
+        yield task, episode(task), [_drill(rng, task) for _ in range(DRILLS_PER_TASK)]
+
+
+def episodes(first: int, count: int) -> Iterator[list[Turn]]:
+    """The teacher's whole episode on each task of the pretrain split."""
+    return (episode(generate("pretrain", index)) for index in range(first, first + count))
 
 
 def texts(documents: Sequence[tuple[Task, list[Turn], list[tuple[str, Action]]]]) -> Iterator[str]:
@@ -48,40 +53,37 @@ def texts(documents: Sequence[tuple[Task, list[Turn], list[tuple[str, Action]]]]
             yield from (str(value) for value in action.arguments.values())
 
 
-def encode_task(renderer: Renderer, index: int, rng: random.Random) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(ids, loss weights) of each document that one task gives.
-
-    They are the episode from the prompt to the edit, what follows the test run after it, and the drills.
-    """
-    task, turns, drills = document(index)
-    edit = next(n for n, turn in enumerate(turns) if turn.action.arguments.get("command") == "str_replace")
-    yield _encoded(renderer, renderer.prompt_ids(task), turns[: edit + 1], rng)
-    yield encode_review(renderer, turns[edit + 1 :], rng)
+def encode(
+    renderer: Renderer, task: Task, turns: Sequence[Turn], drills: Sequence[tuple[str, Action]], rng: random.Random
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(ids, loss weights) of each document that one task gives: an episode cut in pieces, and its drills."""
+    starts = sorted({0, *(rng.randrange(len(turns)) for _ in range(2))})
+    for start, end in zip(starts, [*starts[1:], len(turns)], strict=True):
+        before = renderer.observation_ids(turns[start - 1].observation) if start else renderer.prompt_ids(task)
+        pieces = [(before, READ)]
+        for turn in turns[start:end]:
+            pieces.append((renderer.action_ids(turn.action), SAID))
+            pieces.append((renderer.observation_ids(turn.observation), READ))
+        yield _joined(pieces)
     for request, action in drills:
-        yield _joined([(renderer.request_ids(request), False), (renderer.action_ids(action), True)], rng)
+        yield _joined([(renderer.request_ids(request), READ), (renderer.action_ids(action), SAID)])
 
 
-def encode_review(renderer: Renderer, turns: Sequence[Turn], rng: random.Random) -> tuple[np.ndarray, np.ndarray]:
-    """(ids, loss weights) of a piece of an episode, from its first observation to its last action."""
-    return _encoded(renderer, renderer.observation_ids(turns[0].observation), turns[1:], rng)
+def encode_looks(renderer: Renderer, turns: Sequence[Turn]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(ids, loss weights) of each view of an episode with the action that follows it: repair, or look elsewhere.
+
+    What is wrong with the lines one sees is the hardest skill; a sixth of an episode's tokens teaches it.
+    """
+    for look, answer in pairwise(turns):
+        if look.action.arguments.get("command") == "view":
+            seen = renderer.observation_ids(look.observation)
+            yield _joined([(seen, READ), (renderer.action_ids(answer.action), SAID)])
 
 
-def _encoded(
-    renderer: Renderer, before: Sequence[int], turns: Sequence[Turn], rng: random.Random
-) -> tuple[np.ndarray, np.ndarray]:
-    pieces = [(before, False)]
-    for turn in turns:
-        pieces += [(renderer.action_ids(turn.action), True), (renderer.observation_ids(turn.observation), False)]
-    return _joined(pieces[:-1], rng)
-
-
-def _joined(pieces: Sequence[tuple[Sequence[int], bool]], rng: random.Random) -> tuple[np.ndarray, np.ndarray]:
-    """Ids and weights [N] of (ids, said by the model?) in a row."""
-    ids = [token for piece, _ in pieces for token in piece]
-    weights = [
-        SAID if said else READ if rng.random() < COUNTED else 0.0 for piece, said in pieces for _ in range(len(piece))
-    ]
-    return np.asarray(ids, dtype=np.int32), np.asarray(weights, dtype=np.float32)
+def _joined(pieces: Sequence[tuple[Sequence[int], float]]) -> tuple[np.ndarray, np.ndarray]:
+    ids = np.concatenate([np.asarray(ids, dtype=np.int32) for ids, _ in pieces])
+    weights = np.concatenate([np.full(len(ids), weight, dtype=np.float32) for ids, weight in pieces])
+    return ids, weights
 
 
 def _drill(rng: random.Random, task: Task) -> tuple[str, Action]:

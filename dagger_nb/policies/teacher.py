@@ -1,11 +1,10 @@
 """The scripted teacher: labels any state of a generated task, using the history and the gold patch.
 
-It works as a careful engineer would: run the tests; take the first failure; find the function under test and
-read it; go on to a function that it calls where that one's own test fails too, because what is built on a wrong
-function cannot be judged; else replace the wrong line, or read the other functions that it calls until the wrong
-line is on the screen; run the tests again; when they pass read the diff, and finish. What the gold patch adds is
-only the answer to "is this line wrong, and what should it be?", which the docstring beside the line answers for
-the student. It never uses the state of the files, only what the history has shown:
+It works as a careful engineer would: run the tests; take the first failure; find the function under test
+and read it, then the functions that it calls, until the wrong line is on the screen; replace the line; run
+the tests again; when they pass read the diff, and finish. What the gold patch adds is only the answer to
+"is this line wrong, and what should it be?", which the docstring beside the line answers for the student.
+The teacher never uses the state of the files, only what the history has shown:
 
 * damage counts once a test, a diff or a listing has shown it: an edit after which the first failure is the
   same as before (or a new failure appears) leads to `git diff`; a wrong hunk or a damaged function that is
@@ -19,7 +18,7 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from dagger_nb.records import Action, Task, Turn
@@ -129,7 +128,7 @@ class _Reading:
             return self._close(shown)
         if shown is None and self._damage_shown(failures):
             return self._bash("That did not help. See what changed.", SHOW_DIFF)
-        step = self._next_step(failures)
+        step = self._next_step(failures[0])
         return self._lost(shown) if step is None or self._looked_already(step) else self._if_it_holds(step)
 
     def _run_tests(self) -> Action:
@@ -173,36 +172,36 @@ class _Reading:
 
     # -- from a failure to the wrong line
 
-    def _next_step(self, failures: Sequence[Failure]) -> Action | None:
-        if failures[0].kind == "ERROR":
-            return self._repair_import(failures[0])
-        failing = [function_under_test(failure.test) for failure in failures]
-        return self._step_below(failing[0], frozenset(failing), set())
+    def _next_step(self, failure: Failure) -> Action | None:
+        if failure.kind == "ERROR":
+            return self._repair_import(failure)
+        seen: set[str] = set()
+        for name in self._reachable(function_under_test(failure.test), seen):
+            step = self._inspect(name)
+            if step:
+                return step
+        return None
 
-    def _step_below(self, name: str, failing: frozenset[str], seen: set[str]) -> Action | None:
-        """The next action for a function and what it calls, or None when all of it is shown and right."""
+    def _reachable(self, name: str, seen: set[str]) -> Iterator[str]:
+        """The function and what it calls, depth first, in the order of the calls."""
         if name in seen or name not in self.gold.functions:
-            return None
+            return
         seen.add(name)
-        called = self.gold.calls[name]
-        below = (self._step_below(callee, failing, seen) for callee in called)  # in the order of the calls
-        if failing.isdisjoint(called):
-            return self._look(name) or self._repair(name) or _first(below)
-        return self._look(name) or _first(below) or self._repair(name)
+        yield name
+        for callee in self.gold.calls[name]:
+            yield from self._reachable(callee, seen)
 
-    def _look(self, name: str) -> Action | None:
-        """Find the function or read it, where that was not done yet."""
+    def _inspect(self, name: str) -> Action | None:
+        """The next action that concerns one function, or None when its shown text is right."""
         short = name.rsplit(".", 1)[-1]
         place = self._definition(short)
         if place is None:
             return self._find(short)
-        shown = self._view_of(*place, len(self.gold.functions[name]))
-        return None if shown else self._view(f"Read {short}.", *place)
-
-    def _repair(self, name: str) -> Action | None:
-        """What a function that was read needs, or None when its shown text is right."""
-        path, line = self._definition(name.rsplit(".", 1)[-1])
-        t, numbered = self._view_of(path, line, len(self.gold.functions[name]))
+        path, line = place
+        viewed = self._view_of(path, line, len(self.gold.functions[name]))
+        if viewed is None:
+            return self._view(f"Read {short}.", path, line)
+        t, numbered = viewed
         body = numbered[: len(self.gold.functions[name])]
         if [text for _, text in body] == list(self.gold.functions[name]):
             return None
@@ -341,10 +340,6 @@ class _Reading:
     def _str_replace(self, thought: str, path: str, edit: Edit) -> Action:
         arguments = {"command": "str_replace", "path": path, "old_str": edit.old.strip(), "new_str": edit.new.strip()}
         return Action(thought, "str_replace_editor", arguments)
-
-
-def _first(steps: Iterable[Action | None]) -> Action | None:
-    return next(filter(None, steps), None)
 
 
 # --- reading observations ---------------------------------------------------------------------------------

@@ -72,8 +72,8 @@ def _draft(rng: random.Random, spec: SplitSpec) -> Draft:
     bugs = draw_bugs(rng, repository, sources, spec)
     title = rng.choice(("", f'"""The {repository.package} package."""\n'))
     gold = {"pytest.ini": PYTEST_INI, f"{repository.package}/__init__.py": title}
-    gold |= test_files(rng, repository, bugs, VISIBLE_CASES, ".py") | _sources(sources, range(len(sources)), ())
-    hidden = test_files(rng, repository, (), HIDDEN_CASES, HIDDEN)
+    gold |= _test_files(rng, repository, bugs, VISIBLE_CASES, ".py") | _sources(sources, range(len(sources)), ())
+    hidden = _test_files(rng, repository, (), HIDDEN_CASES, HIDDEN)
     failing = _failing(gold | hidden, sources, bugs)
     buggy = gold | _sources(sources, range(len(sources)), bugs)
     return Draft(repository.package, gold, buggy, hidden, frozenset(failing), tuple(bug.kind for bug in bugs))
@@ -85,7 +85,7 @@ def _sources(sources: Sequence[Source], levels: Sequence[int], bugs: Sequence[Bu
     return {sources[level].path: sources[level].text(changes[level]) for level in levels}
 
 
-def test_files(
+def _test_files(
     rng: random.Random, repository: Repository, bugs: Sequence[Bug], counts: Sequence[int], suffix: str
 ) -> dict[str, str]:
     """One test file a module, one test a function; the assertion that shows a bug comes first in its test."""
