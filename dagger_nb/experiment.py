@@ -110,7 +110,8 @@ class Experiment:
         folder = self.adapter_folder(round_)
         if not (folder / "fit.json").exists():
             with self.store.alone():
-                self._fit(round_, folder)
+                if not (folder / "fit.json").exists():  # another process may have been at it
+                    self._fit(round_, folder)
         return folder
 
     def _fit(self, round_: int, folder: Path) -> None:
@@ -227,10 +228,10 @@ class Experiment:
             CohortJob(number, cohort, conditions, student, cache, run, round_, sandbox)
             for number, cohort in enumerate(in_cohorts(plans, self.settings.episode.cohort))
         ]
-        found = self._settled(group, len(jobs))
+        found = self._settled(group, jobs)
         if len(found) < len(jobs):
             with self.store.alone():
-                found = self._settled(group, len(jobs))  # another process may have been at it
+                found |= self._settled(group, [job for job in jobs if job.number not in found])  # as in `train`
                 self._play(group, [job for job in jobs if job.number not in found], title, len(jobs))
         return [found.get(job.number) or self.store.read_cohort(group, job.number) for job in jobs]
 
@@ -240,9 +241,9 @@ class Experiment:
             self.store.write_cohort(group, job.number, record)
             self.log(progress_line(title, done, total, record, seconds))
 
-    def _settled(self, group: str, count: int) -> dict[int, CohortRecord]:
+    def _settled(self, group: str, jobs: Sequence[CohortJob]) -> dict[int, CohortRecord]:
         """The cohorts that are done; one with an infrastructure failure is run again by the next process, whole."""
-        known = {number: self.store.read_cohort(group, number) for number in range(count)}
+        known = {job.number: self.store.read_cohort(group, job.number) for job in jobs}
         return {
             number: record
             for number, record in known.items()
@@ -279,7 +280,7 @@ def identity(name: str, settings: Settings) -> dict[str, Any]:
     for irrelevant in ("profile", "workers", "evaluation"):
         del kept[irrelevant]
     for group, names in OPERATION.items():
-        kept[group] = {name_: value for name_, value in kept[group].items() if name_ not in names}
+        kept[group] = {setting: value for setting, value in kept[group].items() if setting not in names}
     kept["tasks"] = {"tasks_per_round": settings.tasks.tasks_per_round, "source": settings.tasks.source}
     return {"recipe": name, "settings": kept, "base": _base_digest(settings)}
 

@@ -26,9 +26,8 @@ from dagger_nb.statistics import holm, wilson
 from dagger_nb.store import CohortRecord, write_text
 
 PRIMARY = {"split": "test", "recipe": "dagger", "baseline": "sft"}  # the one difference asked for before any is seen
-TURN_BINS = (0, 3, 6, 9, 12, 16, 20, 25, 30, 40)  # edges of turn indices
-
 ALPHA = 0.05  # chance of a false claim
+TURN_BINS = (0, 3, 6, 9, 12, 16, 20, 25, 30, 40)  # edges of turn indices
 
 NAMES = (
     "outcomes", "disagreement", "protocol", "dose", "lessons", "recovery", "slips", "fits", "losses", "bill", "calls",
@@ -245,9 +244,8 @@ def last_common_bin(curves: pd.DataFrame, tasks: int = 20) -> int:
     Args:
         curves: recipe, states, first_turn, tasks.
     """
-    reached = curves.pivot_table(index="first_turn", columns=["recipe", "states"], values="tasks").min(
-        axis=1, skipna=False
-    )
+    by_curve = curves.pivot_table(index="first_turn", columns=["recipe", "states"], values="tasks")
+    reached = by_curve.min(axis=1, skipna=False)
     enough = min(tasks, reached.iloc[0] / 2)
     return int(reached.index[reached >= enough].max())
 
@@ -265,13 +263,8 @@ def over_seeds(table: pd.DataFrame, by: Sequence[str], *, hits: str, count: str,
     for key, part in table.groupby(list(by), sort=False):
         total, seen = int(part[hits].sum()), int(part[count].sum())
         effective = part[units].mean()
-        found = {
-            units: int(effective),
-            hits: total,
-            count: seen,
-            "effective_n": effective,
-            "seeds": part.seed.nunique(),
-        }
+        sums = {hits: total, count: seen}  # the total stays where `count` is the unit itself
+        found = {units: int(effective)} | sums | {"effective_n": effective, "seeds": part.seed.nunique()}
         rows.append(dict(zip(by, key, strict=True)) | found | _pooled(total, seen, effective))
     return pd.DataFrame(rows)
 

@@ -85,9 +85,9 @@ def prepare_script(apply_commands: Sequence[str]) -> str:
     """The bash script that applies the file `patch` of its folder $1 and then protects the tree it runs in.
 
     No code of the patch runs in it: a patch that gives git's own files new contents is refused before git is asked
-    again. `apply_commands` are tried in turn, each on a clean tree, as swebench
-    does. What was there before the patch and is not tracked (an installed package's metadata, built
-    extensions) is left alone. Exit code: 0, PATCH_FAILED or UNPROTECTED; prints what it put back.
+    again. `apply_commands` are tried in turn, each on a clean tree, as swebench does. What was there before the patch
+    and is not tracked (an installed package's metadata, built extensions) is left alone. Exit code: 0, PATCH_FAILED
+    or UNPROTECTED; prints what it put back.
     """
     retry = "\n  unspoilt || return 1\n  git reset -q --hard; git clean -fdq\n  "
     attempts = retry.join(f'{command} "$work/patch" && return' for command in apply_commands)

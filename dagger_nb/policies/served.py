@@ -23,7 +23,7 @@ _WHOLE = ("stop", "length")  # how an answer ends that nobody broke off
 _PASSING = (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, TimeoutError, json.JSONDecodeError)
 
 
-class _Refusal(Exception):
+class Refusal(Exception):
     """The server answered, but not with what was asked for."""
 
     def __init__(self, status: int, text: str) -> None:
@@ -116,16 +116,16 @@ class ServedStudent:
         try:
             # a copy: a retrier keeps the state of one call
             return await self._retrying.copy()(self._post, body | {"stop_token_ids": [self.renderer.end_id]})
-        except (aiohttp.ClientError, TimeoutError, json.JSONDecodeError, _Refusal) as error:
+        except (aiohttp.ClientError, TimeoutError, json.JSONDecodeError, Refusal) as error:
             await asyncio.to_thread(self._check)
-            said = f"{type(error).__name__.lstrip('_')} {error}".strip()
+            said = f"{type(error).__name__} {error}".strip()
             raise PolicyError(f"{self.model} at {self.url} gave no answer: {said}") from error
 
     async def _post(self, body: Mapping[str, Any]) -> dict[str, Any]:
         async with self._session.post(f"{self.url}/v1/completions", json=body) as reply:
             text = await reply.text()
         if reply.status != 200:
-            raise _Refusal(reply.status, text)
+            raise Refusal(reply.status, text)
         return json.loads(text)
 
 
@@ -143,7 +143,7 @@ def _usage(reply: Mapping[str, Any]) -> Usage:
 
 def _may_pass(error: BaseException) -> bool:
     """Whether asking again may help: trouble on the line, a failing server, an answer that was cut off."""
-    return isinstance(error, _PASSING) or (isinstance(error, _Refusal) and error.status >= 500)
+    return isinstance(error, _PASSING) or (isinstance(error, Refusal) and error.status >= 500)
 
 
 @contextmanager
