@@ -105,7 +105,7 @@ class EpisodeSettings:
     loop_repeats: Annotated[int, Range(2)] = 3  # equal turns in a row that end the episode
     temperature: Amount = 0.7  # paper: T = 0.7, top-p 0.9 in roll-outs
     top_p: Annotated[float, Range(0, 1, open=True)] = 0.9
-    cohort: Positive = 32  # episodes decoded together; a killed cohort is replayed whole
+    cohort: Positive = 32  # episodes of one file, written whole; a local student decodes them together
     command_timeout_s: Rate = 60.0
 
 

@@ -54,6 +54,8 @@ class ServedCrew(Executor):
     The servers start with the first episodes and stop when the accelerator is needed for training.
     """
 
+    lockstep = False
+
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.renderer = renderer_of(str(paths.checkpoint(settings.student.path)), settings.student.template)

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -237,18 +237,30 @@ class Experiment:
 
     def _play(self, group: str, jobs: Sequence[CohortJob], title: str, total: int) -> None:
         self._tried.update((group, job.number) for job in jobs)
-        for done, (job, record, seconds) in enumerate(self.fleet.run(jobs), start=total - len(jobs) + 1):
-            self.store.write_cohort(group, job.number, record)
-            self.log(progress_line(title, done, total, record, seconds))
+        before = {} if self.fleet.lockstep else {job.number: self.store.read_cohort(group, job.number) for job in jobs}
+        todo = [_remainder(job, before.get(job.number)) for job in jobs]
+        for done, (job, record, seconds) in enumerate(self.fleet.run(todo), start=total - len(jobs) + 1):
+            known = before.get(job.number)
+            whole = known.mended(record) if known else record
+            self.store.write_cohort(group, job.number, whole)
+            self.log(progress_line(title, done, total, whole, seconds))
 
     def _settled(self, group: str, jobs: Sequence[CohortJob]) -> dict[int, CohortRecord]:
-        """The cohorts that are done; one with an infrastructure failure is run again by the next process, whole."""
+        """The cohorts that are done; what infrastructure failed in the others is run again by the next process."""
         known = {job.number: self.store.read_cohort(group, job.number) for job in jobs}
         return {
             number: record
             for number, record in known.items()
             if record and ((group, number) in self._tried or not any(map(_broken, record.trajectories)))
         }
+
+
+def _remainder(job: CohortJob, known: CohortRecord | None) -> CohortJob:
+    """The job without the episodes that a record of it already holds unspoilt."""
+    if known is None:
+        return job
+    pairs = zip(job.plans, known.trajectories, strict=True)
+    return replace(job, plans=tuple(plan for plan, trajectory in pairs if _broken(trajectory)))
 
 
 def plans_of(tasks: Sequence[Task], round_: int) -> list[Plan]:

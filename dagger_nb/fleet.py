@@ -47,7 +47,13 @@ class CohortJob:
 
 
 class Executor(Protocol):
-    """Runs cohorts for an experiment. One that holds no accelerator has nothing to free and no facts to tell."""
+    """Runs cohorts for an experiment. One that holds no accelerator has nothing to free and no facts to tell.
+
+    `lockstep` says whether the episodes of a cohort are decoded together. What they compute then depends on all of
+    its plans, so a cohort that lost an episode is run again whole; otherwise that episode alone is.
+    """
+
+    lockstep: bool = True
 
     def run(self, jobs: Sequence[CohortJob]) -> Iterator[tuple[CohortJob, CohortRecord, float]]:
         """Yield (job, record, seconds) as cohorts finish, in no fixed order."""

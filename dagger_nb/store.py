@@ -45,6 +45,22 @@ class CohortRecord:
     shadows: Mapping[tuple[str, int, int], Action]
     missing: tuple[Missing, ...] = ()
 
+    def mended(self, again: CohortRecord) -> CohortRecord:
+        """This record with episodes that were run again, and all that belongs to them, in their places."""
+        fresh = {trajectory.key: trajectory for trajectory in again.trajectories}
+        place = {trajectory.key: number for number, trajectory in enumerate(self.trajectories)}
+
+        def merged(old: Sequence[Any], new: Sequence[Any]) -> tuple[Any, ...]:
+            kept = [row for row in old if (row.instance_id, row.attempt) not in fresh]
+            return tuple(sorted([*kept, *new], key=lambda row: place[row.instance_id, row.attempt]))
+
+        return CohortRecord(
+            tuple(fresh.get(trajectory.key, trajectory) for trajectory in self.trajectories),
+            merged(self.labels, again.labels),
+            {key: action for key, action in self.shadows.items() if key[:2] not in fresh} | dict(again.shadows),
+            merged(self.missing, again.missing),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:

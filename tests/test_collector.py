@@ -25,7 +25,7 @@ from dagger_nb.collector import Capacity, Cast, Collector, Labeller
 from dagger_nb.episode import Conditions, Limits, Plan
 from dagger_nb.errors import BudgetError, ConfigError, EnvironmentProblem, PolicyError, SandboxError
 from dagger_nb.experiment import Experiment, observation_cache
-from dagger_nb.fleet import CohortJob, run_job
+from dagger_nb.fleet import CohortJob, Executor, run_job
 from dagger_nb.labelling import Labelled, label_trajectory
 from dagger_nb.mixing import STUDENT_ALONE, TEACHER_ALONE, BernoulliMixer, Schedule, sampling_seed
 from dagger_nb.policies import teacher
@@ -611,10 +611,19 @@ def served(base: Path) -> Experiment:
             yield players
 
     factory = local_factory(cache=observation_cache())
-    return Experiment("switch", settings, Collector(cast, factory, renderer, Capacity(1, 1, 1), silent), silent)
+    return Experiment("switch", settings, Crew(Collector(cast, factory, renderer, Capacity(1, 1, 1), silent)), silent)
 
 
-class Here:
+class Crew(Executor):
+    """A collector alone as the executor of an experiment."""
+
+    lockstep = False
+
+    def __init__(self, collector: Collector) -> None:
+        self.run = collector.run
+
+
+class Here(Executor):
     """A fleet of one worker: this process."""
 
     def run(self, work: Sequence[CohortJob]) -> Iterator[tuple[CohortJob, CohortRecord, float]]:

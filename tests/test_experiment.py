@@ -287,6 +287,35 @@ def test_a_cohort_that_infrastructure_spoilt_is_run_again_by_the_next_process_on
     assert fleet.ran == 4
 
 
+class Apart(Here):
+    """A fleet whose episodes do not depend on each other; the episodes named in `bad` fail. It notes what it ran."""
+
+    lockstep = False
+
+    def __init__(self, *bad: str) -> None:
+        self.bad, self.ran = bad, []
+
+    def run(self, jobs: Sequence[CohortJob]) -> Iterator[tuple[CohortJob, CohortRecord, float]]:
+        for job, record, seconds in super().run(jobs):
+            self.ran += [plan.task.instance_id for plan in job.plans]
+            spoilt = {"stop": StopReason.INFRASTRUCTURE, "detail": "no disk"}
+            rows = [replace(t, **spoilt) if t.instance_id in self.bad else t for t in record.trajectories]
+            yield job, replace(record, trajectories=tuple(rows)), seconds
+
+
+def test_of_episodes_that_do_not_depend_on_each_other_only_the_spoilt_one_is_run_again(tiny_base, own_home):
+    few = {"tasks__tasks_per_round": 3, "episode__cohort": 3, "episode__max_turns": 2}
+    names = [task.instance_id for task in experiment(tiny_base, **few).training_tasks(1)]
+    (before,) = Experiment("dagger", small(tiny_base, **few), Apart(names[1]), silent).collect(1)
+    fleet = Apart()
+    (after,) = Experiment("dagger", small(tiny_base, **few), fleet, silent).collect(1)
+    assert fleet.ran == [names[1]]
+    assert [t.instance_id for t in after.trajectories] == names
+    assert [t.stop is StopReason.INFRASTRUCTURE for t in before.trajectories] == [False, True, False]
+    assert StopReason.INFRASTRUCTURE not in {t.stop for t in after.trajectories}
+    assert [after.trajectories[i] == before.trajectories[i] for i in (0, 2)] == [True, True]
+
+
 def test_what_a_killed_training_was_fitted_to_is_not_collected_again(tiny_base, own_home, monkeypatch):
     fleet = Unlucky()
     first = Experiment("dagger", small(tiny_base), fleet, silent)

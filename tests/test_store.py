@@ -61,6 +61,22 @@ def test_a_label_that_could_not_be_had_is_kept_as_missing(run):
     assert run.read_cohort("rounds/01", 0) == found != record()
 
 
+def test_an_episode_that_is_run_again_takes_its_place_with_all_that_belongs_to_it():
+    def joined(*parts: CohortRecord) -> CohortRecord:
+        rows = [tuple(row for part in parts for row in getattr(part, name)) for name in ("trajectories", "labels")]
+        shadows = {key: action for part in parts for key, action in part.shadows.items()}
+        return CohortRecord(*rows, shadows, tuple(row for part in parts for row in part.missing))
+
+    spoilt = record("b")
+    spoilt = replace(
+        spoilt,
+        trajectories=(replace(spoilt.trajectories[0], stop=StopReason.INFRASTRUCTURE),),
+        missing=(Missing("b", 0, 1, "base", 1, "student", "oracle-1", "no answer", ""),),
+    )
+    good = replace(record("b"), shadows={("b", 0, 1): ACTION})
+    assert joined(record("a"), spoilt, record("c")).mended(good) == joined(record("a"), good, record("c"))
+
+
 def test_one_process_at_a_time_works_in_a_run_and_a_killed_one_lets_go(run):
     script = "import sys, time; from dagger_nb.store import RunStore; from pathlib import Path\n"
     script += "run = RunStore(Path(sys.argv[1]), {'seed': 0, 'lists': (1, 2)})\n"
