@@ -30,6 +30,7 @@ from dagger_nb.evaluation.diagnostics import (
 from dagger_nb.evaluation.grades import Grade, Gradebook, Status, grade_key
 from dagger_nb.evaluation.grading import LOG_BYTES, _read_log, grade, grade_all, time_limit
 from dagger_nb.evaluation.predictions import Prediction, read_predictions, run_id, write_predictions
+from dagger_nb.evaluation.protection import Canaries
 from dagger_nb.evaluation.protocol import lessons, protocol_counts, realised_dose
 from dagger_nb.evaluation.shares import clustered_share
 from dagger_nb.evaluation.tables import OUTCOME_COLUMNS, outcomes, rates, score, score_table
@@ -171,6 +172,50 @@ def test_a_cheat_that_fools_the_plain_procedure_is_rejected(factory, name):
     cheat = patch(CHEATS[name])
     assert unprotected(TASK, cheat, factory), "this cheat fools nobody, so it tests nothing"
     assert grade(TASK, cheat, factory).status in (Status.UNRESOLVED, Status.TAMPERED)
+
+
+def selected_by_name() -> Task:
+    """The task as a suite like mypy's has it: cases chosen by -k, no function taken for a test."""
+    hidden = (
+        "import unittest\n\nfrom calc.ops import add, double\n\n\nclass Sums(unittest.TestCase):\n"
+        "    def test_add(self):\n        assert add(1, 2) == 3\n\n"
+        "    def test_double_of_sum(self):\n        assert double(3) == 6\n\n"
+        "    def test_of_another_patch(self):\n        raise NotImplementedError\n"
+    )
+    files = FILES | {"pytest.ini": "[pytest]\npython_functions =\npython_classes =\n"}
+    test_patch = git.diff(files, files | {"tests/test_ops_hidden.py": hidden})
+    script = EVAL_SCRIPT.replace(TEST_PATCH, test_patch)
+    script = script.replace(
+        "tests/test_ops.py tests/test_ops_hidden.py", "-k 'add or double_of' tests/test_ops_hidden.py"
+    )
+    names = [f"tests/test_ops_hidden.py::Sums::{name}" for name in ("test_add", "test_double_of_sum")]
+    return dataclasses.replace(
+        TASK, files=files, base_commit=git.commit_hash(files), test_patch=test_patch, eval_script=script,
+        FAIL_TO_PASS=(names[0],), PASS_TO_PASS=(names[1],),
+    )  # fmt: skip
+
+
+def test_canaries_run_in_a_suite_that_selects_by_name_and_takes_no_function_for_a_test(factory):
+    task = selected_by_name()
+    gold = grade(task, task.patch, factory)
+    assert (gold.status, gold.detail) == (Status.RESOLVED, "")
+    assert gold.report["PASS_TO_PASS"] == {"success": list(task.PASS_TO_PASS), "failure": []}
+    for name in ("report patched when the package is imported", "plugin registered when the package is imported"):
+        assert grade(task, patch(CHEATS[name]), factory).status is Status.TAMPERED
+
+
+@pytest.mark.parametrize("command", ["pytest -k a t", "pytest -ka -k b t", "python -m pytest -rA t"])
+def test_canaries_join_a_command_as_its_last_word_on_what_runs(command):
+    joined = Canaries("t/test_x.py", "", ()).join(command)
+    end = {"pytest -k a t": " -k '(a) or test_x'", "pytest -ka -k b t": " -k '(b) or test_x'"}.get(command, "")
+    assert joined == f"{command} t/test_x.py{end}"
+
+
+def test_the_data_that_a_suite_reads_is_put_back(factory):
+    files = FILES | {"test-data/unit/check.test": "[case testAdd]\n"}
+    task = dataclasses.replace(TASK, files=files, base_commit=git.commit_hash(files))
+    changed = git.diff(files, files | {"test-data/unit/check.test": "", "calc/ops.py": FIXED})
+    assert "restored test-data/unit/check.test" in grade(task, changed, factory).detail
 
 
 def test_an_honest_patch_may_touch_tests_configuration_and_the_root(factory):

@@ -133,7 +133,7 @@ def _eval_script(spec: TestSpec, canaries: Canaries) -> str:
             f"{spec.instance_id}: no pytest command right before the line with {END_TEST_OUTPUT!r} in eval_script; "
             "grade this task through the swebench command line (dagger_nb.evaluation.harness)"
         )
-    lines[captures[0] - 1] += f" {canaries.path}"
+    lines[captures[0] - 1] = canaries.join(lines[captures[0] - 1])
     write = f"cat > {canaries.path} <<'END_OF_CANARIES'\n{canaries.text}END_OF_CANARIES"
     return "\n".join(["set -uxo pipefail", write, *lines, f'exit "${TEST_EXIT_CODE_VAR}"', ""])
 

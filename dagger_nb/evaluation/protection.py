@@ -2,26 +2,29 @@
 
 Before the tests run, everything that decides which tests run and what counts as passing is put back as
 it was at base_commit (`PROTECTED`), and modules that would stand in for pytest or the standard library
-are removed (`SHADOWS`). With the tests run canaries: tests of unpredictable names that must fail.
+are removed (`SHADOWS`). With the tests run canaries: tests of unpredictable names that must fail. They
+run whatever a suite selects by `-k` and whatever names its configuration gives to tests.
 
 Covered: edited, deleted or added tests, conftest.py and pytest configuration; interpreter start-up
 files; entry points that pytest would load as plugins; modules shadowing pytest; code of the package
 that, once imported, makes every test pass, ends the process early or prints results of its own.
 Not covered: code that behaves differently for the expected tests only, such as objects equal to
 everything, and code written against this very grader that finds the canaries at run time and spares
-them. The tests and the code under test share one process; only reading the patch helps there.
+them (a selection by `-k` names them a second time on pytest's command line). The tests and the code under
+test share one process; only reading the patch helps there.
 """
 
 from __future__ import annotations
 
 import random
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 # One extended regular expression a line, matched against paths relative to the repository.
 PROTECTED = (
-    r"(^|/)tests?/",
+    r"(^|/)(tests?|test-data)/",  # mypy's cases and the stubs that they see are in test-data
     r"(^|/)(test_[^/]*|[^/]*_test)\.py(/|$)",
     r"(^|/)conftest\.py(/|$)",
     r"(^|/)(\.?pytest\.(ini|toml)|tox\.ini|setup\.cfg|pyproject\.toml)(/|$)",
@@ -103,15 +106,36 @@ class Canaries:
     text: str
     ids: tuple[str, ...]
 
+    def join(self, command: str) -> str:
+        """The pytest command with the canaries' file; a selection by -k, of which the last counts, admits it too.
+
+        >>> Canaries("t/test_x.py", "", ()).join("pytest -k 'a or b' t")
+        "pytest -k 'a or b' t t/test_x.py -k '(a or b) or test_x'"
+        """
+        chosen = _selection(command)
+        name = self.path.rpartition("/")[2].removesuffix(".py")
+        return " ".join([command, self.path, *([f"-k {shlex.quote(f'({chosen}) or {name}')}"] if chosen else [])])
+
+
+def _selection(command: str) -> str:
+    """The expression of the last -k of a command; empty where there is none."""
+    words = shlex.split(command)
+    pairs = zip(words, [*words[1:], ""], strict=True)
+    found = [after if word == "-k" else word[2:] for word, after in pairs if word.startswith("-k")]
+    return found[-1] if found else ""
+
 
 def draw_canaries(folder: str, rng: random.Random) -> Canaries:
-    """Canaries for `folder` (relative; "" is the root) of random names: a failing assertion and an exception."""
+    """Canaries for `folder` (relative; "" is the root) of random names: a failing assertion and an exception.
+
+    `__test__` makes pytest collect them also where its configuration takes no function for a test, as mypy's does.
+    """
     path = f"{folder}/test_{_word(rng)}_{_word(rng)}.py".removeprefix("/")
     first, second = f"test_{_word(rng)}", f"test_{_word(rng)}"
     low, high = rng.randrange(1000), rng.randrange(1000, 2000)
     text = (
         f"def {first}():\n    value = {low}\n    assert value == {high}\n\n\n"
-        f"def {second}():\n    raise ValueError({high})\n"
+        f"def {second}():\n    raise ValueError({high})\n\n\n{first}.__test__ = {second}.__test__ = True\n"
     )
     return Canaries(path, text, (f"{path}::{first}", f"{path}::{second}"))
 
