@@ -42,11 +42,21 @@ def examine(profile: str, overrides: Mapping[str, object] | None = None) -> list
         return [*checks, *readiness.served(settings)]
     return [
         *checks,
+        *own_tasks(settings),
         base_model(paths.checkpoint(settings.student.path)),
         optional_program("docker", "Docker", "containers as sandboxes"),
         optional_program("nvidia-smi", "GPU", "the Qwen3 profiles"),
         optional_module("vllm", "vLLM", "serving the Qwen3 profiles"),
     ]
+
+
+def own_tasks(settings: Settings) -> list[Check]:
+    """Of tasks that are not generated: whether they are here, suffice, and can be graded."""
+    if settings.tasks.source == config.GENERATED:
+        return []
+    from dagger_nb import readiness
+
+    return [readiness.tasks(settings)]
 
 
 def planned_disk(settings: Settings) -> Check:

@@ -17,7 +17,8 @@ from dagger_nb.config import Settings
 from dagger_nb.episode import Conditions, Limits, Plan
 from dagger_nb.errors import ConfigError
 from dagger_nb.evaluation.grades import Grade, Status
-from dagger_nb.evaluation.grading import grade_all
+from dagger_nb.evaluation.grading import grade_all, refuse_unjudged
+from dagger_nb.evaluation.official import harness_for
 from dagger_nb.evaluation.predictions import Prediction, write_predictions
 from dagger_nb.fleet import CohortJob, Executor, in_cohorts, progress_line
 from dagger_nb.mixing import STUDENT_ALONE, TEACHER_ALONE, Mixer
@@ -79,7 +80,13 @@ class Experiment:
     # -- the rounds
 
     def run(self) -> Version:
-        """All rounds of the recipe, then the manifest; returns the final student."""
+        """All rounds of the recipe, then the manifest; returns the final student.
+
+        Raises:
+            ConfigError: tasks of the test could not be graded in these sandboxes; nothing was run.
+        """
+        if not self.store.done:
+            refuse_unjudged(self.exam_tasks("test"), self.settings.sandbox)
         for round_ in range(1, self.recipe.rounds + 1):
             self.collect(round_)
             self.train(round_)
@@ -162,10 +169,15 @@ class Experiment:
     # -- exams
 
     def examine(self, exam_name: str, *, round_: int | None = None) -> list[CohortRecord]:
-        """The student's episodes in an exam, labelled for diagnosis; `round_` judges an earlier student."""
-        exam = _exam(exam_name)
+        """The student's episodes in an exam, labelled for diagnosis; `round_` judges an earlier student.
+
+        Raises:
+            ConfigError: some of its tasks could not be graded in these sandboxes.
+        """
+        exam, tasks = _exam(exam_name), self.exam_tasks(exam_name)
+        refuse_unjudged(tasks, self.settings.sandbox)
         student = self.student_after(self.recipe.rounds if round_ is None else round_)
-        group, plans = self.exam_group(exam, student), [Plan(task) for task in self.exam_tasks(exam_name)]
+        group, plans = self.exam_group(exam, student), [Plan(task) for task in tasks]
         mixer = TEACHER_ALONE if exam.shadow else STUDENT_ALONE
         temperature = self.settings.evaluation.sampled_temperature if exam.sampled else 0.0
         conditions = self._conditions(mixer, student, temperature, slips=exam.slips, shadow=exam.shadow)
@@ -176,7 +188,10 @@ class Experiment:
         return tasks_of(self.settings.tasks.source, exam.split, exam_size(exam, self.settings))
 
     def grade(self, exam_name: str, *, round_: int | None = None) -> list[Grade]:
-        """The verdict on each episode's patch, in task order, in a fresh sandbox; equal patches are graded once."""
+        """The verdict on each episode's patch, in task order, in a fresh sandbox; equal patches are graded once.
+
+        Tests that do not run under pytest are run by swebench's command line, below the exam's folder.
+        """
         records = self.examine(exam_name, round_=round_)
         student = self.student_after(self.recipe.rounds if round_ is None else round_)
         folder = self.store.root / self.exam_group(_exam(exam_name), student)
@@ -188,8 +203,10 @@ class Experiment:
         )
         by_id = {task.instance_id: task for task in self.exam_tasks(exam_name)}
         pairs = [(by_id[t.instance_id], t.patch) for t in trajectories]
-        with factory_for(self.settings.sandbox) as factory:  # no cache: no two gradings run the same commands
-            grades = grade_all(pairs, factory, jobs=self.settings.workers, store_path=gradebook())
+        sandbox, workers = self.settings.sandbox, self.settings.workers
+        harness = harness_for(sandbox, folder / "harness", workers=workers, log=self.log)
+        with factory_for(sandbox) as factory:  # no cache: no two gradings run the same commands
+            grades = grade_all(pairs, factory, jobs=workers, store_path=gradebook(), harness=harness)
         return [
             Grade(t.instance_id, Status.INFRASTRUCTURE, detail=t.detail) if _broken(t) else verdict
             for t, verdict in zip(trajectories, grades, strict=True)

@@ -19,6 +19,7 @@ from dagger_nb import footprint, memory, paths, plan
 from dagger_nb.checks import Check, failed
 from dagger_nb.config import GENERATED, HUB, Settings
 from dagger_nb.errors import DaggerError, DataError
+from dagger_nb.evaluation.grading import refuse_unjudged, without_pytest
 from dagger_nb.gpus import local_gpus
 from dagger_nb.shapes import shape_of
 from dagger_nb.tasks import hub
@@ -189,7 +190,7 @@ async def _ask(settings: Settings) -> str:
 
 
 def tasks(settings: Settings) -> Check:
-    """Whether the tasks are here, can be fetched, and suffice for the first round and every exam."""
+    """Whether the tasks are here or can be fetched, suffice for the first round and every exam, and can be graded."""
     source = settings.tasks.source
     if source == GENERATED:
         return Check("tasks", "ok", "generated")
@@ -211,13 +212,16 @@ def _wanted(name: str, settings: Settings) -> bool:
 
 def _counted(settings: Settings) -> Check:
     sizes = {split: getattr(settings.tasks, split) for split in ("dev", "test", "longer", "unseen")}
-    sizes["train"] = settings.tasks.tasks_per_round
     try:
-        for split, count in sizes.items():
-            hub.tasks(settings.tasks.source, split, count)
+        judged = [task for split, count in sizes.items() for task in hub.tasks(settings.tasks.source, split, count)]
+        sizes["train"] = settings.tasks.tasks_per_round
+        hub.tasks(settings.tasks.source, "train", sizes["train"])
+        refuse_unjudged(judged, settings.sandbox)
     except DaggerError as error:
         return failed("tasks", error)
-    return Check("tasks", "ok", ", ".join(f"{split} {count}" for split, count in sizes.items() if count))
+    counts = ", ".join(f"{split} {count}" for split, count in sizes.items() if count)
+    official = len(without_pytest(judged))
+    return Check("tasks", "ok", counts + (f"; {official} are graded by swebench's command line" if official else ""))
 
 
 def docker(settings: Settings) -> Check:

@@ -94,20 +94,8 @@ class RunStore:
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Work in this run that no other process may do at the same time. Raises EnvironmentProblem where one does."""
-        folder = os.open(self.root, os.O_RDONLY)
-        try:
-            self._lock(folder)  # let go when this process ends, however it ends
+        with alone(self.root):
             yield
-        finally:
-            os.close(folder)
-
-    def _lock(self, folder: int) -> None:
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise EnvironmentProblem(
-                f"another process works in {self.root}; wait until it has finished, or end it, and run this again"
-            ) from error
 
     # -- cohorts
 
@@ -163,6 +151,26 @@ class RunStore:
     @property
     def done(self) -> bool:
         return (self.root / "DONE").exists()
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Work in a folder that no other process may do at the same time. Raises EnvironmentProblem where one does."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        _lock(opened, folder)  # let go when this process ends, however it ends
+        yield
+    finally:
+        os.close(opened)
+
+
+def _lock(opened: int, folder: Path) -> None:
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise EnvironmentProblem(
+            f"another process works in {folder}; wait until it has finished, or end it, and run this again"
+        ) from error
 
 
 def round_group(round_: int) -> str:

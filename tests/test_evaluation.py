@@ -17,7 +17,8 @@ from swebench.harness.reporting import make_run_report
 from swebench.harness.run_evaluation import get_dataset_from_preds
 from swebench.harness.utils import get_predictions_from_file, make_test_spec
 
-from dagger_nb.errors import DataError, SandboxError
+from dagger_nb.config import SandboxSettings
+from dagger_nb.errors import ConfigError, DataError, SandboxError
 from dagger_nb.evaluation import harness
 from dagger_nb.evaluation.comparison import comparison, slip_costs
 from dagger_nb.evaluation.diagnostics import (
@@ -28,7 +29,8 @@ from dagger_nb.evaluation.diagnostics import (
     slips,
 )
 from dagger_nb.evaluation.grades import Grade, Gradebook, Status, grade_key
-from dagger_nb.evaluation.grading import LOG_BYTES, _read_log, grade, grade_all, time_limit
+from dagger_nb.evaluation.grading import LOG_BYTES, _read_log, grade, grade_all, refuse_unjudged, time_limit
+from dagger_nb.evaluation.official import harness_for
 from dagger_nb.evaluation.predictions import Prediction, read_predictions, run_id, write_predictions
 from dagger_nb.evaluation.protection import Canaries
 from dagger_nb.evaluation.protocol import lessons, protocol_counts, realised_dose
@@ -265,9 +267,43 @@ def test_a_patch_that_runs_for_ever_is_unresolved_when_the_time_is_up(factory):
 
 
 def test_a_task_that_does_not_run_pytest_is_refused(factory):
-    task = dataclasses.replace(TASK, eval_script=EVAL_SCRIPT.replace("python -m pytest", "./runtests"))
+    task = of_another_runner()
     with pytest.raises(DataError, match="grade this task through the swebench command line"):
         grade(task, TASK.patch, factory)
+
+
+def of_another_runner(name: str = "calc-2") -> Task:
+    """A task whose tests do not run under pytest, as Django's and sympy's do not."""
+    return dataclasses.replace(
+        TASK, instance_id=name, eval_script=EVAL_SCRIPT.replace("python -m pytest -rA", "./runtests")
+    )
+
+
+def test_tests_of_another_runner_go_to_the_harness_once_and_what_it_lost_goes_again(factory, tmp_path):
+    asked, lost = [], Grade("calc-3", Status.INFRASTRUCTURE, detail="no image")
+
+    def harness(tasks, predictions):
+        asked.append([(row.instance_id, row.model_patch) for row in predictions])
+        return [lost if row.instance_id == "calc-3" and len(asked) == 1 else Grade(row.instance_id, Status.UNRESOLVED)
+                for row in reversed(predictions)]  # fmt: skip
+
+    tasks = [TASK, of_another_runner("calc-2"), of_another_runner("calc-3"), of_another_runner("calc-4")]
+    pairs = list(zip(tasks, (TASK.patch, "x\n", "y\n", " \n"), strict=True))
+    store = tmp_path / "grades.jsonl"
+    first = grade_all(pairs, factory, store_path=store, harness=harness)
+    assert [found.status.value for found in first] == ["resolved", "unresolved", "infrastructure", "empty_patch"]
+    again = [grade_all(pairs, factory, store_path=store, harness=harness) for _ in range(2)]
+    assert again[0] == again[1] == [first[0], first[1], Grade("calc-3", Status.UNRESOLVED), first[3]]
+    assert asked == [[("calc-2", "x\n"), ("calc-3", "y\n")], [("calc-3", "y\n")]]
+
+
+def test_without_docker_tests_of_another_runner_are_refused_and_never_failed(factory, tmp_path):
+    assert harness_for(SandboxSettings(), tmp_path, workers=1) is None
+    (found,) = grade_all([(of_another_runner(), "x\n")], factory)
+    assert found.status is Status.INFRASTRUCTURE and "sandbox.back_end = 'docker'" in found.detail
+    with pytest.raises(ConfigError, match="1 of 2 tasks cannot be graded, calc-2 first: .*sandbox.back_end = 'docker'"):
+        refuse_unjudged([TASK, of_another_runner()], SandboxSettings())
+    refuse_unjudged([TASK, of_another_runner()], SandboxSettings(back_end="docker"))
 
 
 GIT_CONFIG = """--- a/.git/config

@@ -16,14 +16,17 @@ import pytest
 import torch
 
 from dagger_nb import config, results, store
-from dagger_nb.config import Settings
+from dagger_nb.config import SandboxSettings, Settings
 from dagger_nb.errors import ConfigError, DataError, EnvironmentProblem
+from dagger_nb.evaluation.harness import HarnessRun
 from dagger_nb.experiment import EXAMS, Experiment
 from dagger_nb.fleet import CohortJob, Executor, Fleet, run_job
 from dagger_nb.mixing import BernoulliMixer, SwitchMixer
 from dagger_nb.recipes import RECIPES, recipe
 from dagger_nb.records import StopReason
+from dagger_nb.sandboxes import local_factory
 from dagger_nb.store import CohortRecord
+from dagger_nb.tasks import generate, tasks
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -258,6 +261,43 @@ def test_an_infrastructure_failure_is_no_failed_task(tiny_base, own_home, monkey
     assert not list(found.store.root.rglob("predictions.jsonl"))[0].read_text()  # nobody may count it as an empty patch
     tables = results.exam_tables(found, "test")
     assert tables["outcomes"].empty and tables["recovery"].episodes.sum() == 0
+
+
+def test_an_exam_of_another_test_runner_is_graded_by_the_official_command_line(tiny_base, own_home, monkeypatch):
+    """Its report is read back into the same grades and tables, and is not asked for again."""
+    task = generate("test", 0)
+    odd = replace(task, eval_script=task.eval_script.replace("python -m pytest -rA --noconftest", "./runtests"))
+    docker = replace(small(tiny_base, tasks__test=1), sandbox=SandboxSettings(back_end="docker"))
+    found, started = Experiment("base", docker, Here(), silent), []
+    trajectory = replace(experiment(tiny_base, "base", tasks__test=1).examine("test")[0].trajectories[0], patch="x\n")
+    monkeypatch.setattr("dagger_nb.experiment.tasks_of", lambda *_, **__: [odd])
+    monkeypatch.setattr("dagger_nb.experiment.factory_for", lambda *_, **__: local_factory())
+    monkeypatch.setattr(found, "examine", lambda *_, **__: [CohortRecord((trajectory,), (), {})])
+
+    def swebench(run: HarnessRun, workers: int, timeout_s: int) -> None:
+        started.append(run)
+        rows = json.loads((run.folder / "instances.json").read_text())
+        assert [row["eval_script"] for row in rows] == [odd.eval_script]
+        names = dict.fromkeys(("empty_patch_ids", "error_ids", "unresolved_ids"), []) | {"failure_reasons": {}}
+        names |= dict.fromkeys(("submitted_ids", "resolved_ids"), [task.instance_id])
+        store.write_json(run.report_path, names)
+        store.write_json(run.log_folder(task.instance_id) / "report.json", {task.instance_id: {}})
+
+    monkeypatch.setattr("dagger_nb.evaluation.official._start", swebench)
+    for _ in range(2):
+        outcomes = results.exam_tables(found, "test")["outcomes"]
+        assert list(zip(outcomes.instance_id, outcomes.resolved, strict=True)) == [(task.instance_id, True)]
+    assert len(started) == 1 and started[0].folder.is_relative_to(found.store.root)
+
+
+def test_tests_that_nobody_here_can_judge_are_refused_before_anything_runs(tiny_base, own_home, monkeypatch):
+    odd = [replace(task, eval_script="./runtests") for task in tasks("test", 1)]
+    found = experiment(tiny_base, tasks__test=1)
+    monkeypatch.setattr("dagger_nb.experiment.tasks_of", lambda *_, **__: odd)
+    for step in (found.run, lambda: found.examine("test")):
+        with pytest.raises(ConfigError, match="set sandbox.back_end = 'docker'"):
+            step()
+    assert [path.name for path in found.store.root.iterdir()] == ["config.json"]
 
 
 class Unlucky(Here):

@@ -205,6 +205,24 @@ def test_a_file_of_tasks_is_read(tmp_path):
     assert "no file" in readiness.tasks(config.load("qwen3-0.6b", sizes | {"tasks.source": "none.json"})).what
 
 
+def test_tasks_of_another_test_runner_are_told_or_refused(tmp_path):
+    rows = [older_row(n, split="train" if n else "test") for n in range(3)]
+    rows[0] |= {
+        "image": "i",
+        "eval_script": "./runtests",
+        "log_parser": "parse_log_django",
+        "eval_type": "pass_and_fail",
+    }
+    path = write_jsonl(tmp_path / "own.jsonl", rows)
+    own = {"tasks.source": str(path), "tasks.tasks_per_round": 2, "tasks.test": 1, "tasks.unseen": 0}
+    told = readiness.tasks(config.load("qwen3-0.6b", own))
+    assert (told.status, told.what) == ("ok", "test 1, train 2; 1 are graded by swebench's command line")
+    without = own | {"tasks.dev": 0, "tasks.longer": 0}
+    (refused,) = [c for c in doctor.examine("smoke", without) if c.name == "tasks"]
+    assert refused.status == "fail" and "dask__dask-0 first" in refused.what
+    assert refused.next_step == "set sandbox.back_end = 'docker'"
+
+
 # --- Docker ---------------------------------------------------------------------------------------------------------
 
 

@@ -2,18 +2,23 @@
 
 The steps: apply the patch, put the tests and their configuration back and remove what shadows them
 (`protection`), add canaries, run the instance's eval_script once, judge its log (`verdict`).
+
+Tests that do not run under pytest (Django's, sympy's) have no canaries and are judged by swebench's command line
+(`official`), which protects nothing: such a verdict believes the log.
 """
 
 from __future__ import annotations
 
 import base64
 import random
+import re
 import secrets
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 from swebench.harness.constants import END_TEST_OUTPUT, TEST_EXIT_CODE_VAR
@@ -21,8 +26,11 @@ from swebench.harness.run_evaluation import GIT_APPLY_CMDS
 from swebench.harness.utils import make_test_spec
 from swebench.types import TestSpec
 
-from dagger_nb.errors import DataError, SandboxError
+from dagger_nb.config import SandboxSettings
+from dagger_nb.errors import ConfigError, DataError, SandboxError
 from dagger_nb.evaluation.grades import Grade, Gradebook, Status, grade_key
+from dagger_nb.evaluation.official import Harness
+from dagger_nb.evaluation.predictions import Prediction
 from dagger_nb.evaluation.protection import PATCH_FAILED, UNPROTECTED, Canaries, draw_canaries, prepare_script
 from dagger_nb.evaluation.verdict import judge
 from dagger_nb.records import Task
@@ -31,8 +39,10 @@ from dagger_nb.sandboxes.protocol import CommandResult, Sandbox, SandboxFactory
 TIMEOUT_S = 30.0  # wall clock of one grading of a generated task
 REAL_TIMEOUT_S = 1800.0  # and of a real repository's: swebench's own default
 LOG_BYTES = 16_000_000  # what is kept of a test run's output
+NO_HARNESS = "only swebench's command line judges tests that do not run under pytest; set sandbox.back_end = 'docker'"
 GZIP = 31  # zlib's name of the format: a window of 15 bits, with gzip's header
 
+_PYTEST = re.compile(r"(^|[\s/])pytest(\s|$)")  # the program or the module, and not pytest.ini
 _COMMAND = """
 out=$PWD/{box}.log
 work=$(mktemp -d) && mv {box}/* "$work" && rmdir {box} || exit {unprotected}
@@ -51,8 +61,8 @@ def grade(task: Task, model_patch: str, factory: SandboxFactory, *, timeout_s: f
     an `infrastructure` grade and no exception.
 
     Raises:
-        DataError: the task's eval_script does not run pytest between swebench's markers; such a task is
-            graded through `harness`.
+        DataError: the task's eval_script does not run pytest between swebench's markers; `grade_all` hands
+            such a task to its `harness`.
     """
     if not model_patch.strip():
         return Grade(task.instance_id, Status.EMPTY_PATCH, detail="the patch is empty")
@@ -74,6 +84,19 @@ def time_limit(task: Task) -> float:
     return TIMEOUT_S if task.files else REAL_TIMEOUT_S
 
 
+def without_pytest(tasks: Sequence[Task]) -> list[Task]:
+    """The tasks that `grade` refuses: their eval_script runs no pytest right before swebench's end marker."""
+    return [task for task in tasks if _pytest_line(make_test_spec(task.to_instance())) is None]
+
+
+def refuse_unjudged(tasks: Sequence[Task], sandbox: SandboxSettings) -> None:
+    """Raise ConfigError where tasks need swebench's command line and these sandboxes are not Docker's."""
+    if sandbox.back_end != "docker" and (found := without_pytest(tasks)):
+        raise ConfigError(
+            f"{len(found)} of {len(tasks)} tasks cannot be graded, {found[0].instance_id} first: {NO_HARNESS}"
+        )
+
+
 def grade_all(
     pairs: Sequence[tuple[Task, str]],
     factory: SandboxFactory,
@@ -82,12 +105,15 @@ def grade_all(
     progress: Callable[[int, int], None] | None = None,
     store_path: Path | None = None,
     timeout_s: float | None = None,
+    harness: Harness | None = None,
 ) -> list[Grade]:
     """The grades of (task, model patch) pairs, in their order; equal pairs are graded once.
 
     With `store_path` each grade is kept as soon as it is known and found again by the task's content and
     the patch, so that an interrupted call goes on where it stopped. `progress` gets (done, all) in
-    distinct pairs. `jobs` is the number of sandboxes open at once.
+    distinct pairs. `jobs` is the number of sandboxes open at once. `harness` (`official.harness_for`) judges, after
+    the others, the tasks whose tests do not run under pytest, each with one patch; without it their grade is an
+    infrastructure failure.
     """
     keys = [grade_key(task, patch, timeout_s or time_limit(task)) for task, patch in pairs]
     wanted = dict(zip(keys, pairs, strict=True))
@@ -96,7 +122,9 @@ def grade_all(
     tell = progress or (lambda done, total: None)
     tell(len(known), len(wanted))
     missing = {key: pair for key, pair in wanted.items() if key not in known}
-    for key, fresh in _in_parallel(missing, factory, jobs, timeout_s):
+    others = {key: (task, patch) for key, (task, patch) in missing.items() if patch.strip() and without_pytest([task])}
+    own = {key: pair for key, pair in missing.items() if key not in others}
+    for key, fresh in chain(_in_parallel(own, factory, jobs, timeout_s), _by_harness(others, harness)):
         if book:
             book.add(key, fresh)
         known[key] = fresh
@@ -119,6 +147,16 @@ def _in_parallel(
         pool.shutdown(cancel_futures=True)
 
 
+def _by_harness(others: Mapping[str, tuple[Task, str]], harness: Harness | None) -> Iterator[tuple[str, Grade]]:
+    """Grades of tasks whose tests do not run under pytest."""
+    keys = {task.instance_id: key for key, (task, _) in others.items()}
+    if others and harness:
+        rows = [Prediction(task.instance_id, "graded", patch) for task, patch in others.values()]
+        yield from ((keys[row.instance_id], row) for row in harness([task for task, _ in others.values()], rows))
+    elif others:
+        yield from ((key, Grade(name, Status.INFRASTRUCTURE, detail=NO_HARNESS)) for name, key in keys.items())
+
+
 def _test_folder(task: Task) -> str:
     """Where the canaries go: beside an expected test, so that pytest finds the same root folder."""
     return min(task.FAIL_TO_PASS + task.PASS_TO_PASS).partition("::")[0].rpartition("/")[0]
@@ -126,16 +164,21 @@ def _test_folder(task: Task) -> str:
 
 def _eval_script(spec: TestSpec, canaries: Canaries) -> str:
     """The instance's own script with the canaries on its pytest command, ending with pytest's exit code."""
-    lines = list(spec.eval_script_list)
-    captures = [index for index, line in enumerate(lines) if line == f"{TEST_EXIT_CODE_VAR}=$?"]
-    if len(captures) != 1 or "pytest" not in lines[captures[0] - 1]:
+    lines, tests = list(spec.eval_script_list), _pytest_line(spec)
+    if tests is None:
         raise DataError(
             f"{spec.instance_id}: no pytest command right before the line with {END_TEST_OUTPUT!r} in eval_script; "
-            "grade this task through the swebench command line (dagger_nb.evaluation.harness)"
+            "grade this task through the swebench command line (dagger_nb.evaluation.official)"
         )
-    lines[captures[0] - 1] = canaries.join(lines[captures[0] - 1])
+    lines[tests] = canaries.join(lines[tests])
     write = f"cat > {canaries.path} <<'END_OF_CANARIES'\n{canaries.text}END_OF_CANARIES"
     return "\n".join(["set -uxo pipefail", write, *lines, f'exit "${TEST_EXIT_CODE_VAR}"', ""])
+
+
+def _pytest_line(spec: TestSpec) -> int | None:
+    """Where the script's pytest command is; None where there is none."""
+    found = [number for number, line in enumerate(spec.eval_script_list) if line == f"{TEST_EXIT_CODE_VAR}=$?"]
+    return found[0] - 1 if len(found) == 1 and _PYTEST.search(spec.eval_script_list[found[0] - 1]) else None
 
 
 def _run(sandbox: Sandbox, model_patch: str, script: str, timeout_s: float) -> tuple[CommandResult, str]:

@@ -13,15 +13,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dagger_nb.config import SandboxSettings
 from dagger_nb.errors import DataError, EnvironmentProblem
 from dagger_nb.evaluation.grades import Grade, Status
 from dagger_nb.evaluation.harness import HarnessRun, command, read_report, write_inputs
 from dagger_nb.evaluation.predictions import Prediction
 from dagger_nb.records import Task
+from dagger_nb.store import alone
 
 TIMEOUT_S = 1800  # swebench's own default, for one instance
 LOG = "harness.log"
 Log = Callable[[str], None]
+Harness = Callable[[Sequence[Task], Sequence[Prediction]], Sequence[Grade]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,18 @@ class Official:
     def undoubted(self) -> tuple[Grade, ...]:
         """The grades of instances that are neither broken nor flaky."""
         return tuple(row for row in self.grades if row.instance_id not in (*self.broken, *self.flaky))
+
+
+def harness_for(sandbox: SandboxSettings, folder: Path, *, workers: int, log: Log = print) -> Harness | None:
+    """What gives grades without a look at the gold patches, kept below `folder`; None where sandboxes are not Docker's.
+
+    It raises what `evaluate` does.
+    """
+
+    def judged(tasks: Sequence[Task], predictions: Sequence[Prediction]) -> Sequence[Grade]:
+        return evaluate(folder, tasks, predictions, workers=workers, gold_runs=0, log=log).grades
+
+    return judged if sandbox.back_end == "docker" else None
 
 
 def evaluate(
@@ -62,7 +77,8 @@ def evaluate(
         gold_runs: how often the gold patches are run; from 2 on flaky instances show. 0 checks nothing.
 
     Raises:
-        EnvironmentProblem: no Docker daemon answers, or the command line failed; its log's end is in the message.
+        EnvironmentProblem: no Docker daemon answers, another process works in the folder, or the command line failed;
+            its log's end is in the message.
         DataError: what `harness.write_inputs` refuses.
     """
     wanted = {row.instance_id for row in predictions}
@@ -95,7 +111,9 @@ def _finished(run: HarnessRun, workers: int, timeout_s: int, log: Log, title: st
     """The grades of a run; only what has no verdict yet is started."""
     grades = _read(run)
     if grades is None or any(row.status is Status.INFRASTRUCTURE for row in grades):
-        _start(run, workers, timeout_s)
+        log(f"{title}: swebench eval at work, see {run.folder / LOG}")
+        with alone(run.folder):
+            _start(run, workers, timeout_s)
         grades = read_report(run)
     lost = sum(row.status is Status.INFRASTRUCTURE for row in grades)
     tail = f", {lost} lost to the infrastructure: the same call tries them again" if lost else ""

@@ -11,7 +11,9 @@ that, once imported, makes every test pass, ends the process early or prints res
 Not covered: code that behaves differently for the expected tests only, such as objects equal to
 everything, and code written against this very grader that finds the canaries at run time and spares
 them (a selection by `-k` names them a second time on pytest's command line). The tests and the code under
-test share one process; only reading the patch helps there.
+test share one process; only reading the patch helps there. Nothing of all this holds for tests that do not
+run under pytest, which swebench's command line judges (`official`): there a patch may also edit the tests
+that the instance's own script does not put back, and print results.
 """
 
 from __future__ import annotations

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from common import SETTINGS
 from images import load, of_task
 
 from dagger_nb.errors import EnvironmentProblem
 from dagger_nb.evaluation.grades import Grade, Status
-from dagger_nb.evaluation.grading import grade_all
-from dagger_nb.evaluation.official import evaluate
+from dagger_nb.evaluation.grading import grade_all, without_pytest
+from dagger_nb.evaluation.official import evaluate, harness_for
 from dagger_nb.evaluation.predictions import Prediction
 from dagger_nb.records import Task
 from dagger_nb.tasks import tasks
@@ -115,7 +116,7 @@ def again_is_free(folder: Path, instances: list[Task], predictions: list[Predict
 def test_tasks_from_their_images_are_graded_alike_too(factory, instances, predictions):
     few = list(zip(instances, predictions, strict=True))[:9]
     from_files = grade_all([(task, row.model_patch) for task, row in few], factory, jobs=4, timeout_s=PATIENT_S)
-    bare = [(dataclasses.replace(task, files={}), row.model_patch) for task, row in few]
+    bare = [(replace(task, files={}), row.model_patch) for task, row in few]
     assert [row.status for row in grade_all(bare, factory, jobs=4, timeout_s=PATIENT_S)] == [
         r.status for r in from_files
     ]
@@ -123,8 +124,8 @@ def test_tasks_from_their_images_are_graded_alike_too(factory, instances, predic
 
 def test_broken_instances_are_marked_and_lost_ones_are_no_failed_tasks(client, instances, tmp_path):
     good, rotten, lost = instances[:3]
-    rotten = dataclasses.replace(rotten, FAIL_TO_PASS=("tests/test_gone.py::test_gone",))
-    lost = dataclasses.replace(lost, image="127.0.0.1:1/nowhere:latest")
+    rotten = replace(rotten, FAIL_TO_PASS=("tests/test_gone.py::test_gone",))
+    lost = replace(lost, image="127.0.0.1:1/nowhere:latest")
     rows = [Prediction(task.instance_id, "m", task.patch) for task in (good, rotten, lost)]
     said: list[str] = []
     found = evaluate(tmp_path, [good, rotten, lost], rows, workers=3, timeout_s=PATIENT_S, gold_runs=2, log=said.append)
@@ -139,6 +140,25 @@ def test_broken_instances_are_marked_and_lost_ones_are_no_failed_tasks(client, i
     ]
     assert found.flaky == () and "1 lost to the infrastructure" in said[-1]
     assert not [box for box in client.containers.list(all=True) if "sweb.eval" in box.name]
+
+
+def test_tests_of_another_runner_are_graded_by_the_command_line(client, base, factory, tmp_path):
+    """Through the same call as others; one without an image is lost to the infrastructure and is asked for again."""
+    found = tasks("test", 4)
+    load(client, {task.image: of_task(base, task) for task in found})
+    other = 'python -c "import pytest,sys;sys.exit(pytest.main(sys.argv[1:]))"'
+    odd = [replace(task, eval_script=task.eval_script.replace("python -m pytest", other)) for task in found]
+    assert without_pytest(odd) == odd
+    odd[3] = replace(odd[3], image="127.0.0.1:1/nowhere:latest")
+    pairs = [(task, kind(task)) for task, kind in zip(odd, (gold, wrong, does_not_apply, gold), strict=True)]
+    harness = harness_for(SETTINGS, tmp_path / "harness", workers=2)
+    book = tmp_path / "grades.jsonl"
+    for lost in (Status.INFRASTRUCTURE, Status.RESOLVED):
+        grades = grade_all([(found[0], gold(found[0])), *pairs], factory, store_path=book, harness=harness)
+        assert [row.status for row in grades] == [
+            Status.RESOLVED, Status.RESOLVED, Status.UNRESOLVED, Status.PATCH_FAILED, lost,
+        ]  # fmt: skip
+        pairs[3] = (replace(odd[3], image=found[3].image), pairs[3][1])
 
 
 def test_without_a_daemon_nothing_is_started(instances, tmp_path, monkeypatch):
