@@ -8,16 +8,19 @@ import subprocess
 import sys
 import tarfile
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 from dagger_nb.config import SandboxSettings
-from dagger_nb.errors import DataError, EnvironmentProblem
+from dagger_nb.errors import DataError, EnvironmentProblem, SandboxError
 from dagger_nb.evaluation.grades import Grade, Status
 from dagger_nb.evaluation.official import Official, marks
 from dagger_nb.sandboxes import factory_for
-from dagger_nb.sandboxes.containers import archives, errors, protections
+from dagger_nb.sandboxes.containers import archives, errors, protections, workspace
+from dagger_nb.sandboxes.containers.container import NO_PROGRAM, NO_TESTBED, Ended
 from dagger_nb.sandboxes.containers.lease import Owner, machine, owner, started_at
+from dagger_nb.sandboxes.containers.scripts import NO_START
 from dagger_nb.tasks import generate
 
 DAEMON = {
@@ -112,6 +115,21 @@ def test_an_archive_of_a_task_holds_its_tree_and_two_repositories():
 def test_files_of_another_commit_are_refused():
     with pytest.raises(DataError, match="not base_commit"):
         archives.files_of(replace(generate("dev", 0), base_commit="0" * 40))
+
+
+# --- the patch --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code", [NO_START, NO_TESTBED, NO_PROGRAM])
+def test_an_episode_that_removed_git_or_its_tree_has_an_empty_patch(code, caplog):
+    assert workspace.diff(SimpleNamespace(run=lambda *_: Ended(code, b"gone")), "HEAD") == ""
+    assert "its patch is empty" in caplog.text
+
+
+@pytest.mark.parametrize("code", [1, 128, 137])
+def test_any_other_failure_of_the_patch_is_one_of_the_infrastructure(code):
+    with pytest.raises(SandboxError, match=f"exit status {code}.*no space left"):
+        workspace.diff(SimpleNamespace(run=lambda *_: Ended(code, b"no space left on device")), "HEAD")
 
 
 # --- the official evaluation ------------------------------------------------------------------------------

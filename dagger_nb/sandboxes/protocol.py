@@ -32,7 +32,10 @@ class Sandbox(Protocol):
         """Create or overwrite a file, making its folders. Raises IsADirectoryError, PermissionError, OSError."""
 
     def diff(self) -> str:
-        """The patch (git diff, untracked files included) from base_commit to the tree as it is now."""
+        """The patch (git diff, untracked files included) from base_commit to the tree as it is now.
+
+        Empty where the episode's commands have removed what it is made with. Raises SandboxError.
+        """
 
     def close(self) -> None:
         """Destroy the workspace; safe to call twice."""

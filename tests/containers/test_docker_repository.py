@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import subprocess
 from pathlib import Path
@@ -143,6 +144,51 @@ def test_an_image_that_cannot_be_used_says_why(factory, client, base_name, image
     with pytest.raises(SandboxError, match=words):
         factory.open(task(name, commit))
     assert len(client.containers.list(all=True)) == before
+
+
+DESTRUCTION = {
+    "tree": "rm -rf /testbed",
+    "git": "rm -f $(command -v git)",
+    "another git": 'printf "#!/bin/sh\\nexit 1\\n" > $(command -v git)',
+    "bash": "rm -f /bin/bash /usr/bin/bash",
+    "bash, and all is killed": "rm -f /bin/bash /usr/bin/bash; kill -KILL $$",
+    "libraries, and all is killed": "mv /usr/lib /usr/gone; kill -KILL $$",
+    "the copy of the repository": "rm -rf /.dagger-nb; echo x > /.dagger-nb",
+    "everything": "rm -rf /* > /dev/null 2>&1",
+}
+
+
+@pytest.mark.parametrize("what", DESTRUCTION)
+def test_what_the_agent_destroys_is_its_own_failure(factory, images, repository, what):
+    with factory.open(task(images["careless"], repository[1])) as sandbox:
+        sandbox.run(f"echo x >> calc.py; {DESTRUCTION[what]}", PATIENT_S)
+        if what != "the copy of the repository" and "git" not in what:
+            assert sandbox.run("echo on", PATIENT_S).exit_code in (126, 127)
+        with contextlib.suppress(OSError):
+            sandbox.write("calc.py", FIXED)
+        with contextlib.suppress(OSError):
+            sandbox.read("calc.py")
+        assert sandbox.diff() == ""
+
+
+def test_a_missing_tree_is_told_to_the_agent(factory, images, repository):
+    with factory.open(task(images["careless"], repository[1])) as sandbox:
+        sandbox.run("rm -rf /testbed", PATIENT_S)
+        assert sandbox.run("ls", PATIENT_S).output == "bash: cd: /testbed: No such file or directory"
+        with pytest.raises(FileNotFoundError):
+            sandbox.read("calc.py")
+
+
+def test_what_happens_from_outside_is_no_failure_of_the_agent(factory, client, images, repository):
+    """A killed container goes on with its files; one that was removed is a failure of the infrastructure."""
+    with factory.open(task(images["careless"], repository[1])) as sandbox:
+        sandbox.write("calc.py", FIXED)
+        client.api.kill(sandbox._open.id)
+        assert "+    return a + b" in sandbox.diff()
+        client.api.remove_container(sandbox._open.id, force=True)
+        for use in (lambda: sandbox.run("true"), lambda: sandbox.write("x", ""), sandbox.diff):
+            with pytest.raises(SandboxError, match="No such container"):
+                use()
 
 
 def test_a_generated_task_is_graded_alike_from_its_files_and_from_its_image(factory, client, base):

@@ -4,10 +4,14 @@
 that kills every other process of the container when the command ends; and where that did not happen (the time
 is up, too much was printed, the shell itself was killed) the whole container is restarted, which the kernel
 turns into the end of every process in it. Files stay.
+
+Commands may remove what starting a command needs, bash or its libraries. The image had it, so that is their doing
+and no failure of the daemon: every later command ends with `NO_PROGRAM`.
 """
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from collections.abc import Mapping
@@ -20,7 +24,7 @@ from docker.types import CancellableStream, LogConfig, Ulimit
 from dagger_nb.config import SandboxSettings
 from dagger_nb.errors import SandboxError
 from dagger_nb.sandboxes.containers import lease
-from dagger_nb.sandboxes.containers.errors import FAILURES, explained
+from dagger_nb.sandboxes.containers.errors import FAILURES, explained, reason
 
 GB = 1_000_000_000
 LIFETIME_S = 86_400  # a container ends by itself after a day, whatever became of its owner
@@ -29,11 +33,13 @@ ARGUMENT_BYTES = 131_000  # Linux takes at most 128 KiB in one argument
 KILLED = 137  # exit code of what SIGKILL ended
 _MEMORY_EVENTS = ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control")  # cgroup 2 and 1
 NO_TESTBED = 126  # exit code of a command where there is no /testbed to run it in
+NO_PROGRAM = 127  # and where a program is not found, bash included
+_NOT_FOUND = 'exec: "'  # how the daemon begins to say which program it could not start
 
 # Process 1: nothing inside can kill it; with SIGCHLD ignored the kernel collects orphans.
 _WAIT = f'trap "" CHLD; exec sleep {LIFETIME_S}'
 # The command, its two outputs in one, and the end of everything else; -1 spares process 1 and this shell.
-_COMMAND = f"""cd /testbed || exit {NO_TESTBED}
+_COMMAND = f"""cd /testbed || {{ echo "bash: cd: /testbed: No such file or directory"; exit {NO_TESTBED}; }}
 exec 2>/dev/null
 bash -c "$1" </dev/null 2>&1
 code=$?
@@ -66,12 +72,22 @@ class Container:
             SandboxError: the daemon or the container failed.
         """
         with explained("running a command in a container"):
-            return self._run(["bash", "-c", _COMMAND, "bash", command], timeout_s, read_bytes)
+            try:
+                return self._run(["bash", "-c", _COMMAND, "bash", command], timeout_s, read_bytes)
+            except APIError as error:
+                if not self._ruined(error):
+                    raise
+                return Ended(NO_PROGRAM, b"bash: command not found")
 
-    def put(self, archive: bytes, folder: str = "/") -> None:
-        """Unpack a tar archive below `folder`. Raises SandboxError."""
+    def put(self, archive: bytes, folder: str) -> None:
+        """Unpack a tar archive below `folder`. Raises FileNotFoundError (commands have removed it), SandboxError."""
         with explained(f"copying files into {folder} of a container"):
-            self._api.put_archive(self.id, folder, archive)
+            try:
+                self._api.put_archive(self.id, folder, archive)
+            except APIError as error:
+                if not any(words in reason(error) for words in ("Could not find the file", "not a directory")):
+                    raise
+                raise FileNotFoundError(errno.ENOENT, "its folder was removed", folder) from error
 
     def remove(self) -> None:
         """Kill and remove; safe to call twice. Raises SandboxError: the daemon fails."""
@@ -118,6 +134,13 @@ class Container:
         except APIError:  # what is left of the command leaves no room for another process
             return False
         return any(line.startswith("oom_kill ") and line != "oom_kill 0" for line in events.split("\n"))
+
+    def _ruined(self, error: APIError) -> bool:
+        """Whether a command, or process 1 after a restart, found no program to run; what is killed ends otherwise."""
+        if _NOT_FOUND in reason(error):
+            return True
+        state = self._api.inspect_container(self.id)["State"]
+        return not state["Running"] and 0 < state["ExitCode"] <= NO_PROGRAM
 
     def _restart(self) -> None:
         self._api.restart(self.id, timeout=0)

@@ -41,13 +41,16 @@ unset GIT_DIR GIT_WORK_TREE; set +u +o pipefail
 exec env -0
 """.replace("OWN", OWN)
 
+NO_START = 125  # exit status of DIFF where the tree to compare with is not there, or git to read it with
+
 # start: the tree to compare with; attributes as above. Prints the patch.
 DIFF = r"""
 export GIT_DIR=OWN/git GIT_WORK_TREE=/testbed
+git cat-file -e "$start^{tree}" > /dev/null 2>&1 || exit NO_START
 rm -f OWN/git/index.lock && mkdir -p OWN/git/info && echo "$attributes" > OWN/git/info/attributes || exit
 git add -A --ignore-errors . > /dev/null 2>&1
 exec git -c core.quotePath=true diff --cached --no-color --no-ext-diff --no-textconv --no-renames --binary "$start"
-""".replace("OWN", OWN)
+""".replace("OWN", OWN).replace("NO_START", str(NO_START))
 
 # path: absolute. Links are followed, and must not lead out of /testbed.
 _PLACE = r"""

@@ -5,26 +5,30 @@ stashes, reflogs and remotes are removed, and what is left is checked. The other
 files are put there with a repository of one commit.
 
 A second copy of the stripped `.git` lies outside /testbed. The patch is made with it, so that whatever is done
-to /testbed/.git (commits, a reset, its removal) the patch still leads from the first tree to the last one.
+to /testbed/.git (commits, a reset, its removal) the patch still leads from the first tree to the last one. Where
+that copy, git or /testbed itself was removed, which only the episode's own commands can do, the patch is empty.
 """
 
 from __future__ import annotations
 
 import errno
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dagger_nb.errors import SandboxError
 from dagger_nb.sandboxes.containers.archives import one_file
-from dagger_nb.sandboxes.containers.container import NO_TESTBED, Container
-from dagger_nb.sandboxes.containers.scripts import DIFF, OWN, READ, STRIP, WRITE, script
+from dagger_nb.sandboxes.containers.container import NO_PROGRAM, NO_TESTBED, Container
+from dagger_nb.sandboxes.containers.scripts import DIFF, NO_START, OWN, READ, STRIP, WRITE, script
 from dagger_nb.sandboxes.snapshot import ROOT, Snapshot
 from dagger_nb.sandboxes.view import environment
 
+LOG = logging.getLogger(__name__)
 READ_BYTES = 256 << 20  # of a file or a patch
 SCRIPT_S = 600.0  # wall clock of one script; stripping a large repository takes some seconds
 
+_REMOVED = (NO_START, NO_TESTBED, NO_PROGRAM)  # exit codes of a script that lacks what every image had at first
 _ATTRIBUTES = "* -text -ident -filter -working-tree-encoding"  # the tree's own must not change what is in the patch
 _NAME = re.compile(r"[A-Za-z_]\w*")
 _SHELLS_OWN = {"PWD", "OLDPWD", "SHLVL", "_", "HOSTNAME"}
@@ -80,7 +84,7 @@ def strip(container: Container, base_commit: str) -> Start:
     ended = container.run(script(STRIP, base=base_commit, attributes=_ATTRIBUTES), SCRIPT_S, READ_BYTES)
     if ended.exit_code != 0:
         words = ended.output[-500:].decode(errors="replace").strip()
-        words = words or ("no folder /testbed" if ended.exit_code == NO_TESTBED else f"exit status {ended.exit_code}")
+        words = "no folder /testbed" if ended.exit_code == NO_TESTBED else words or f"exit status {ended.exit_code}"
         raise SandboxError(f"its repository cannot be used: {words}; use the image that was made for this instance")
     tree, _, rest = ended.output.decode(errors="replace").partition("\n")
     pairs = (line.split("=", 1) for line in rest.split("\0") if "=" in line)
@@ -113,10 +117,14 @@ def write(container: Container, path: str, text: str) -> None:
 def diff(container: Container, start: str) -> str:
     """The patch from tree `start` to the tree as it is, untracked files included, ignored ones not.
 
-    A changed file that is not UTF-8 makes git's binary form of them all. Raises SandboxError: git failed.
+    A changed file that is not UTF-8 makes git's binary form of them all; empty where commands have removed what it is
+    made with. Raises SandboxError: git failed.
     """
     for attributes in (_ATTRIBUTES, f"{_ATTRIBUTES} -diff"):
         ended = container.run(script(DIFF, start=start, attributes=attributes), SCRIPT_S, READ_BYTES)
+        if ended.exit_code in _REMOVED:
+            LOG.warning("git or /testbed was removed by the episode's own commands: its patch is empty")
+            return ""
         if ended.exit_code != 0:
             words = ended.output[-500:].decode(errors="replace")
             raise SandboxError(f"git diff failed in the container (exit status {ended.exit_code}): {words}")
