@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import random
+import weakref
 
 import pytest
 import torch
@@ -17,7 +19,7 @@ from dagger_nb.policies import teacher
 from dagger_nb.records import Action, StopReason, Trajectory, Turn
 from dagger_nb.store import CohortRecord
 from dagger_nb.tasks import tasks
-from dagger_nb.training import fit
+from dagger_nb.training import fit, session
 from dagger_nb.training.attention import TREE
 from dagger_nb.training.loss import summed_loss
 from dagger_nb.training.mask import pack
@@ -125,6 +127,31 @@ def test_an_episode_whose_labels_are_all_missing_teaches_nothing(recorded, rende
     unlabelled = CohortRecord(record.trajectories[:1], (), {})
     (example,), dropped = examples_of([unlabelled], by_id(chosen), renderer, keep="finish", lesson_weight=1.0)
     assert example.targets == () and dropped == 0
+
+
+def test_nothing_of_a_trained_model_stays_in_memory(recorded, tiny_base, renderer, tmp_path, monkeypatch):
+    """The servers of the next round want the whole GPU, in the same process."""
+    chosen, record = recorded
+    made, emptied = [], []
+
+    def adapted(*arguments: object, **options: object):
+        model = add_adapter(*arguments, **options)
+        made.extend(map(weakref.ref, (model, model.get_base_model(), *model.parameters())))
+        return model
+
+    monkeypatch.setattr(session, "add_adapter", adapted)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(sum(each() is not None for each in made)))
+    settings = config.load("smoke", {"training.passes": 1})
+    gc.disable()
+    try:
+        train_adapter(
+            [record], base=str(tiny_base), previous=None, settings=settings, renderer=renderer, tasks=by_id(chosen),
+            folder=tmp_path / "adapter", seed=0, log=lambda line: None,
+        )  # fmt: skip
+    finally:
+        gc.enable()
+    assert emptied == [0]  # the model was gone when the allocator was emptied
 
 
 def test_a_round_killed_in_training_goes_on_to_the_same_bits(recorded, tiny_base, renderer, tmp_path, monkeypatch):

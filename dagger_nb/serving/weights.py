@@ -98,7 +98,7 @@ def dequantised(base: Path, dtype: str) -> Path:
 def _write_unpacked(base: Path, dtype: str, folder: Path) -> None:
     import torch
 
-    from dagger_nb.training.model import load_student, no_progress_bar
+    from dagger_nb.training.model import free_accelerator, load_student, no_progress_bar
 
     precision = getattr(torch, dtype)
     device = "cuda" if torch.cuda.is_available() else "cpu"  # packed where training packs it
@@ -106,7 +106,7 @@ def _write_unpacked(base: Path, dtype: str, folder: Path) -> None:
     with no_progress_bar():
         model.save_pretrained(folder)
     del model
-    torch.cuda.empty_cache()  # the server wants the GPU
+    free_accelerator()  # the server wants the GPU
     for pattern in _NOT_WEIGHTS:
         for file in sorted(base.glob(pattern)):
             if not (folder / file.name).exists() and not file.name.endswith(".index.json"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ from dagger_nb.records import Label, StopReason, Task, Trajectory
 from dagger_nb.rendering import Renderer
 from dagger_nb.store import CohortRecord, write_json
 from dagger_nb.training.fit import FitResult, fit
-from dagger_nb.training.model import add_adapter, load_adapter, load_student, save_adapter
+from dagger_nb.training.model import add_adapter, free_accelerator, load_adapter, load_student, save_adapter
 from dagger_nb.training.tree import Example, Segments, make_example
 
 
@@ -57,22 +57,41 @@ def train_adapter(
     """Train on top of `previous` (None: a fresh adapter) and save into `folder`; fit.json is written last.
 
     On a GPU where there is one, unless students act on the CPU (`local`), so that such runs are the same everywhere.
-    Called again after a kill, it goes on from the last checkpoint, to the same bits on a CPU.
+    Called again after a kill, it goes on from the last checkpoint, to the same bits on a CPU. The GPU is empty
+    afterwards, for the servers of the next phase.
     """
     torch.set_num_threads(settings.threads)
     examples, dropped = examples_of(
         records, tasks, renderer, keep=settings.dagger.filter, lesson_weight=settings.training.lesson_weight
     )
+    result, adapter = _fitted(examples, base, previous, settings, folder, seed, log)
+    free_accelerator()
+    shutil.rmtree(_work(folder))
+    write_json(folder / "fit.json", _report(result) | {"adapter": adapter, "episodes_dropped": dropped})
+    return folder
+
+
+def _fitted(
+    examples: Sequence[Example],
+    base: str,
+    previous: Path | None,
+    settings: Settings,
+    folder: Path,
+    seed: int,
+    log: Callable[[str], None],
+) -> tuple[FitResult, str]:
+    """How the fit went and the digest of the saved adapter; nobody refers to the model any more."""
     device = "cuda" if settings.served and torch.cuda.is_available() else "cpu"
     model = load_student(base, quantise=settings.student.quantise, device=device, revision=settings.student.revision)
     model = load_adapter(model, previous, trainable=True) if previous else add_adapter(model, settings.lora, seed=seed)
-    work = folder.with_name("training")
-    context = settings.episode.context
+    context, work = settings.episode.context, _work(folder)
     result = fit(model, examples, settings.training, context=context, output_dir=work, seed=seed, progress=log)
-    adapter = save_adapter(model, folder)
-    shutil.rmtree(work)
-    write_json(folder / "fit.json", _report(result) | {"adapter": adapter, "episodes_dropped": dropped})
-    return folder
+    return result, save_adapter(model, folder)
+
+
+def _work(folder: Path) -> Path:
+    """Where the checkpoints of the fit of an adapter's folder are."""
+    return folder.with_name("training")
 
 
 def _report(result: FitResult) -> dict[str, object]:
