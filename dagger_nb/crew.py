@@ -60,6 +60,7 @@ class ServedCrew(Executor):
         self.settings = settings
         self.renderer = renderer_of(str(paths.checkpoint(settings.student.path)), settings.student.template)
         self._servers = ExitStack()
+        self._up: list[Server] = []
         self._student: Server | None = None
         self._teacher = settings.teacher  # with its address once it is served here
         self._facts: dict[str, Any] = {}
@@ -75,7 +76,7 @@ class ServedCrew(Executor):
 
     def rest(self) -> None:
         self._servers.close()
-        self._student = None
+        self._up, self._student = [], None
 
     def facts(self) -> dict[str, Any]:
         return {"serving": self._facts} if self._facts else {}
@@ -109,15 +110,20 @@ class ServedCrew(Executor):
     # -- servers
 
     def _start(self) -> None:
+        """Start the servers, and again where one of them has ended; where one does not come up none is left."""
         from dagger_nb.serving import at, student_server, teacher_server
 
-        if self._student is not None:
+        if self._up and all(server.running for server in self._up):
             return
+        self.rest()
         for_student, for_teacher = self._shares()
-        if memory.teacher_here(self.settings):
-            server = teacher_server(for_teacher, log=_log("teacher"))
-            self._teacher = at(self._servers.enter_context(server), self.settings.teacher)
-        self._student = self._servers.enter_context(student_server(for_student, log=_log("student")))
+        with ExitStack() as servers:
+            if memory.teacher_here(self.settings):
+                self._up.append(servers.enter_context(teacher_server(for_teacher, log=_log("teacher"))))
+                self._teacher = at(self._up[0], self.settings.teacher)
+            self._student = servers.enter_context(student_server(for_student, log=_log("student")))
+            self._up.append(self._student)
+            self._servers = servers.pop_all()
         self._facts = self._student.provenance()
 
     def _shares(self) -> tuple[Settings, Settings]:

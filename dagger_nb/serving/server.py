@@ -88,9 +88,14 @@ class Server:
             self._process.close()
         self._client.close()
 
+    @property
+    def running(self) -> bool:
+        """Whether it was started and has not ended."""
+        return self._process is not None and self._process.exit_code is None
+
     def check(self) -> None:
         """Raises EnvironmentProblem, with the end of the log, when the server has died or does not answer."""
-        if self._process is None or self._process.exit_code is not None:
+        if not self.running:
             raise self._problem("is not running" if self._process is None else "has ended")
         if not self._healthy():
             raise self._problem("does not answer")
