@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from dagger_nb import scaffold
-from dagger_nb.errors import EnvironmentProblem, SandboxError
+from dagger_nb.errors import ContextError, EnvironmentProblem, SandboxError
 from dagger_nb.mixing import Choice, Mixer, sampling_seed, uniform
 from dagger_nb.policies.protocol import Answer, Sampling
 from dagger_nb.records import Action, StopReason, Task, Trajectory, Turn
@@ -211,8 +211,9 @@ def stop_late(episode: Episode, began: float) -> None:
 
 
 def fail(episode: Episode, error: EnvironmentProblem) -> None:
-    """End an episode that its sandbox or a policy failed."""
-    episode.stop, episode.detail = StopReason.INFRASTRUCTURE, str(error)
+    """End an episode that its sandbox or a policy failed, or that has become too long for a policy to act in."""
+    full = isinstance(error, ContextError)
+    episode.stop, episode.detail = StopReason.CONTEXT if full else StopReason.INFRASTRUCTURE, str(error)
 
 
 def finish(episode: Episode) -> Rollout:

@@ -6,6 +6,7 @@ DaggerError
 ├── EnvironmentProblem (RuntimeError) the machine lacks something: a tool, disk, a permission
 │   ├── SandboxError                 the sandbox itself failed; never counted as a failed task
 │   └── PolicyError                  a served model or an endpoint gave no answer in spite of retries
+│       └── ContextError             the episode and an answer to it do not fit the model's context
 └── BudgetError (RuntimeError)       a hard limit on turns, tokens, queries or money would be overrun
 
 A message says what happened, where, and what to do next.
@@ -34,6 +35,10 @@ class SandboxError(EnvironmentProblem):
 
 class PolicyError(EnvironmentProblem):
     """A served model or an endpoint gave no answer in spite of retries. A missing label is counted, never invented."""
+
+
+class ContextError(PolicyError):
+    """The episode and an answer to it do not fit the model's context, which is nobody's failure."""
 
 
 class BudgetError(DaggerError, RuntimeError):

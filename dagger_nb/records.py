@@ -120,7 +120,7 @@ class Trajectory:
     stop: StopReason
     patch: str  # git diff of the final tree against base_commit
     prompt_tokens: int
-    detail: str = ""  # for an infrastructure failure: what failed
+    detail: str = ""  # of an infrastructure failure what failed; of a full context whose it is, where not the student's
 
     @property
     def key(self) -> tuple[str, int]:

@@ -23,7 +23,7 @@ import torch
 from dagger_nb import config
 from dagger_nb.collector import Capacity, Cast, Collector, Labeller
 from dagger_nb.episode import Conditions, Limits, Plan
-from dagger_nb.errors import BudgetError, ConfigError, EnvironmentProblem, PolicyError, SandboxError
+from dagger_nb.errors import BudgetError, ConfigError, ContextError, EnvironmentProblem, PolicyError, SandboxError
 from dagger_nb.experiment import Experiment, observation_cache
 from dagger_nb.fleet import CohortJob, Executor, run_job
 from dagger_nb.labelling import Labelled, label_trajectory
@@ -320,6 +320,18 @@ def test_a_failure_ends_its_own_episode_and_no_other(collector, train_tasks, who
     assert len(broken.turns) == {"open": 0, "diff": 4}.get(who, 1)
     assert [found[n] for n in (0, 2, 3)] == [healthy[n] for n in (0, 2, 3)]
     assert sum(desks.closed.values()) == 4 - (who == "open")
+
+
+def test_an_episode_too_long_for_the_teacher_ends_by_its_context_and_keeps_its_patch(collector, train_tasks):
+    async def refuse(task: Task, turns: Sequence[Turn]) -> None:
+        if len(turns) == 2:
+            raise ContextError("6200 tokens are more than the teacher reads")
+
+    work = jobs(train_tasks[:1], alone(mixer=TEACHER_ALONE))
+    found = collected(collector(Busy(3), Desks(), by=Busy(3, refuse)), work)[0]
+    (trajectory,) = found.trajectories
+    assert (trajectory.stop, len(trajectory.turns)) == (StopReason.CONTEXT, 2)
+    assert "teacher reads" in trajectory.detail and trajectory.patch
 
 
 @pytest.mark.parametrize("error", [BudgetError("2 queries"), EnvironmentProblem("it is gone"), TypeError("?")])

@@ -20,7 +20,7 @@ from dagger_nb import episode, scaffold
 from dagger_nb.answers import AnswerFile
 from dagger_nb.bill import Account, Bill, Cap, Prices, Tariff, bill_table, calls_table
 from dagger_nb.config import LabelSettings, TeacherSettings
-from dagger_nb.errors import ConfigError, EnvironmentProblem, PolicyError
+from dagger_nb.errors import ConfigError, ContextError, EnvironmentProblem, PolicyError
 from dagger_nb.labelling import Labelled, label_episode, label_trajectory, states_to_label
 from dagger_nb.mixing import BernoulliMixer, Schedule, sampling_seed
 from dagger_nb.policies import styles, teacher
@@ -338,6 +338,14 @@ def test_an_endpoint_that_is_gone_stops_the_run(server, file):
     kinds = [type(error) for error in asked(server, file, many, settings=gone, retries=replace(QUICK, tries=2))]
     assert Counter(kinds) == {PolicyError: OUTAGE - 1, EnvironmentProblem: 4}
     assert len(calls_table(file, "run")) == 0  # never reached: nothing can have been charged
+
+
+@pytest.mark.parametrize("words", ["maximum context length is 4096 tokens", "context_length_exceeded"])
+def test_a_chat_too_long_for_the_model_is_told_from_a_failure(server, file, words):
+    server.next(f"400:{words}")
+    with pytest.raises(ContextError, match=words):
+        asked(server, file, said(next(FRESH)))
+    assert len(calls_table(file, "run")) == 0
 
 
 def test_a_cancelled_call_keeps_its_bound(server, file):

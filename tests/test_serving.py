@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -212,6 +213,20 @@ def test_the_servers_of_an_experiment_are_refused_before_they_start(tiny_base, t
     nowhere = config.load("smoke", {"teacher.path": str(tmp_path / "gone"), "teacher.style": "hermes"})
     with pytest.raises(EnvironmentProblem, match="no checkpoint .*gone"):
         teacher_server(nowhere, log=log)
+
+
+@pytest.mark.parametrize(("context", "served"), [(512, 512 + 96), (1024, 1024)])
+def test_a_teacher_reads_the_longest_episode_and_an_answer_where_it_can(
+    tiny_base, tmp_path, monkeypatch, context, served
+):
+    """Else it could not act in the last turns of an episode, nor label them."""
+    folder = shutil.copytree(tiny_base, tmp_path / "teacher")
+    known = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(known | {"max_position_embeddings": 1024}))
+    monkeypatch.setattr("dagger_nb.serving.roles.find_engine", lambda _: GPU)
+    settings = {"teacher.path": str(folder), "teacher.style": "hermes", "episode.context": context}
+    found = teacher_server(config.load("smoke", settings), log=tmp_path / "log")
+    assert found.model.context == served
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from typing import Any
 from dagger_nb import scaffold
 from dagger_nb.bill import Bill
 from dagger_nb.config import TeacherSettings
-from dagger_nb.errors import ConfigError, EnvironmentProblem, PolicyError
+from dagger_nb.errors import ConfigError, ContextError, EnvironmentProblem, PolicyError
 from dagger_nb.policies import styles
 from dagger_nb.policies.protocol import Answer, Sampling, Usage
 from dagger_nb.records import Task, Turn, digest
@@ -191,7 +191,7 @@ class EndpointPolicy:
         except Failure as failure:
             self._failures = self._failures + 1 if failure.outage else 0
             kind = PolicyError if self._failures < OUTAGE else EnvironmentProblem
-            raise kind(self._words(failure)) from None
+            raise (ContextError if failure.full else kind)(self._words(failure)) from None
         self._failures = 0
         return reply
 

@@ -138,16 +138,17 @@ _CPU_DEFAULTS: Mapping[str, str] = {
 
 
 def _refuse_overlong(model: ServedModel) -> None:
-    longest = _longest(json.loads((model.folder / "config.json").read_text()))
-    if model.context > longest:
+    reads = longest(model.folder)
+    if model.context > reads:
         raise ConfigError(
-            f"episode.context = {model.context} is longer than the {longest:g} tokens that {model.folder} reads; "
+            f"episode.context = {model.context} is longer than the {reads:g} tokens that {model.folder} reads; "
             "lower it, or choose another model"
         )
 
 
-def _longest(config: Mapping[str, Any]) -> float:
+def longest(checkpoint: Path) -> float:
     """The tokens that a model reads at most, by its configuration; stretched positions count (YaRN)."""
+    config: Mapping[str, Any] = json.loads((checkpoint / "config.json").read_text())
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     stretched = rope.get("factor", 1.0) * rope.get("original_max_position_embeddings", 0)
     return max(stretched, config.get("max_position_embeddings", math.inf))

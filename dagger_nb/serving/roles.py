@@ -9,7 +9,7 @@ from pathlib import Path
 from dagger_nb import paths
 from dagger_nb.config import Settings, TeacherSettings
 from dagger_nb.errors import ConfigError
-from dagger_nb.serving.engine import ServedModel, find_engine
+from dagger_nb.serving.engine import ServedModel, find_engine, longest
 from dagger_nb.serving.server import Server
 from dagger_nb.serving.weights import local_checkpoint, served_folder
 
@@ -36,6 +36,8 @@ def student_server(settings: Settings, *, log: Path, progress: Progress = print)
 def teacher_server(settings: Settings, *, log: Path, progress: Progress = print) -> Server:
     """A server, not started yet, of the teacher's checkpoint as it is, under the name that the endpoint policy asks.
 
+    It reads what the longest episode has and a whole answer to it, where the model can.
+
     Raises:
         ConfigError: the style needs a parser inside the server, or the context does not fit.
         EnvironmentProblem: no vLLM, or no checkpoint.
@@ -47,7 +49,9 @@ def teacher_server(settings: Settings, *, log: Path, progress: Progress = print)
             "here name its own style (hermes, qwen3_coder or text)"
         )
     folder = local_checkpoint(str(paths.checkpoint(teacher.path)), teacher.revision)
-    model = ServedModel(folder, settings.episode.context, name=teacher.path)
+    episode = settings.episode
+    context = max(episode.context, min(episode.context + episode.max_new_tokens, longest(folder)))
+    model = ServedModel(folder, int(context), name=teacher.path)
     return Server(model, find_engine(settings.serving.python), settings.serving, log=log, progress=progress)
 
 
