@@ -18,7 +18,7 @@ _SERVED: Mapping[str, object] = {
     "episode.max_new_tokens": 2_048,
     "episode.temperature": 0.7,
     "episode.top_p": 0.9,
-    "episode.cohort": 64,
+    "episode.cohort": 1,  # a file an episode: a killed run loses no finished one
     "episode.command_timeout_s": 120.0,
     "student.path": "Qwen/Qwen3-4B-Instruct-2507",
     "student.template": "",
@@ -99,7 +99,6 @@ PROFILES: Mapping[str, Mapping[str, object]] = {
         "workers": 8,
         "episode.max_turns": 30,
         "episode.context": 32_768,
-        "episode.cohort": 16,
         "student.path": "Qwen/Qwen3-0.6B",
         "student.template": PREFIX_TEMPLATE,
         "teacher.path": "Qwen/Qwen3-4B-Instruct-2507",
