@@ -348,6 +348,20 @@ def test_a_chat_too_long_for_the_model_is_told_from_a_failure(server, file, word
     assert len(calls_table(file, "run")) == 0
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_server_of_this_machine_is_not_asked_by_way_of_a_proxy(server, file, monkeypatch, host):
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    here = replace(PATIENT, endpoint=server.url.replace("127.0.0.1", host))
+    assert not asked(server, file, said(next(FRESH)), settings=here).malformed
+
+
+def test_another_machine_is_asked_by_way_of_the_proxy(server, file, monkeypatch):
+    monkeypatch.setenv("http_proxy", server.url.removesuffix("/v1"))
+    far = replace(PATIENT, endpoint="http://teacher.invalid/v1")
+    assert not asked(server, file, said(next(FRESH)), settings=far).malformed
+
+
 def test_a_cancelled_call_keeps_its_bound(server, file):
     server.next("hold")
 

@@ -17,7 +17,9 @@ import os
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Any
+from urllib.parse import urlsplit
 
 from dagger_nb import scaffold
 from dagger_nb.bill import Bill
@@ -89,7 +91,8 @@ class EndpointPolicy:
             api_key=key,
             max_retries=0,
             timeout=None,
-            http_client=openai.DefaultAioHttpClient(timeout=None),  # the other one's cost grows with its connections
+            # aiohttp, as the other one's cost grows with its connections; a proxy does not know this machine's servers
+            http_client=openai.DefaultAioHttpClient(timeout=None, trust_env=not _of_this_machine(settings.endpoint)),
         )
 
     async def __aenter__(self) -> EndpointPolicy:
@@ -235,6 +238,14 @@ def _refuse_address(url: str) -> None:
             "teacher.endpoint holds a user name, a key or parameters, which would be written into every record; "
             "give the address alone, and the key in the environment variable that teacher.key_variable names"
         )
+
+
+def _of_this_machine(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:  # a name
+        return False
 
 
 def _key(variable: str) -> str:
