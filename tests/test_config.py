@@ -31,6 +31,12 @@ def test_profiles_set_the_same_names() -> None:
     assert len(laptop) == len(served) == 1 and laptop.pop() < served.pop()
 
 
+@pytest.mark.parametrize("profile", SERVED)
+def test_a_served_profile_loses_no_finished_episode_to_a_kill(profile):
+    """Cohorts are written whole, and one of these episodes may take an hour."""
+    assert config.load(profile).episode.cohort == 1
+
+
 # --- the paper --------------------------------------------------------------------------------------------
 
 
