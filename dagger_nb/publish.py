@@ -34,21 +34,25 @@ def publish(profile: str, seeds: Sequence[int]) -> Path:
     Raises:
         DataError: a seed has no results on this machine.
     """
-    folder = results.published()
-    for name in results.NAMES:
-        parts = [_table(profile, seed, name) for seed in seeds]
-        write_text(folder / f"{name}.csv", pd.concat(parts).to_csv(index=False, lineterminator="\n"))
-    settings = config.load(profile)
+    folder, settings = results.published(), config.load(profile)
     source = {"profile": profile, "seeds": list(seeds), "base": identity("base", settings)["base"]}
-    write_json(folder / "source.json", source | {"provenance": provenance(settings)})
+    source["provenance"] = provenance(settings)  # before the tables themselves make the checkout dirty
+    found = [_found(profile, seed) for seed in seeds]
+    for name in results.NAMES:
+        parts = [tables[name] for tables in found if name in tables]
+        if parts:
+            write_text(folder / f"{name}.csv", pd.concat(parts).to_csv(index=False, lineterminator="\n"))
+        else:  # no seed has it, as labels that are free leave no bill
+            (folder / f"{name}.csv").unlink(missing_ok=True)
+    write_json(folder / "source.json", source)
     return folder
 
 
-def _table(profile: str, seed: int, name: str) -> pd.DataFrame:
-    path = paths.result_folder(profile, seed) / f"{name}.csv"
-    if not path.exists():
-        raise DataError(f"{path} is missing; run `dagger-nb reproduce --profile {profile} --seed {seed}` first")
-    return pd.read_csv(path)
+def _found(profile: str, seed: int) -> dict[str, pd.DataFrame]:
+    folder = paths.result_folder(profile, seed)
+    if not (folder / "outcomes.csv").exists():
+        raise DataError(f"{folder} has no results; run `dagger-nb reproduce --profile {profile} --seed {seed}` first")
+    return results.load(folder)
 
 
 def readme_block(found: dict[str, pd.DataFrame], source: dict) -> str:

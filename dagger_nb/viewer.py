@@ -153,7 +153,7 @@ def _turn_html(turn: Turn, labels: Iterable[Label], fold: int) -> str:
         f'{_safe(number)} · <b style="color:{colour}">{_safe(actor)}</b> · <small>{_safe(" · ".join(rest))}</small>'
     ]
     if turn.action.thought:
-        parts.append(f"<div><i>{_safe(turn.action.thought)}</i></div>")
+        parts.append(f'<div style="white-space:pre-line"><i>{_safe(turn.action.thought)}</i></div>')
     parts.append(_pre(_call(turn.action)))
     parts += [_advice_html(label) for label in labels]
     if turn.observation:

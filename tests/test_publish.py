@@ -40,6 +40,14 @@ def test_published_tables_hold_every_seed_and_say_where_they_are_from(found):
     assert source["provenance"]["versions"]["torch"]
 
 
+def test_a_table_that_no_seed_has_is_not_published_and_what_was_published_of_it_goes(found):
+    for seed in (0, 1):
+        (paths.result_folder("smoke", seed) / "bill.csv").unlink()
+    results.published().mkdir()
+    (results.published() / "bill.csv").write_text("recipe\nstale\n")
+    assert set(results.load(publish.publish("smoke", [0, 1]))) == set(results.NAMES) - {"bill"}
+
+
 def test_the_readme_says_the_published_numbers(found, tmp_path):
     tables = results.load(publish.publish("smoke", [0, 1]))
     readme = tmp_path / "README.md"
