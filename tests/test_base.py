@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import random
 import signal
@@ -18,20 +17,13 @@ from hypothesis import strategies as st
 
 from dagger_nb import scaffold
 from dagger_nb.base import corpus, pretrain, reenact
-from dagger_nb.base import reviews as base_reviews
-from dagger_nb.base.reviews import reviews
 from dagger_nb.base.tokenizer import PHRASES
 from dagger_nb.errors import DataError
 from dagger_nb.policies import teacher
 from dagger_nb.tasks import generate
-from dagger_nb.tasks.splits import KINDS
 
-STAGES = (
-    pretrain.Stage(steps=6, tasks=4, looks=4, rounded=0.5, block=32, rows=8, thoughts="conclusions"),
-    pretrain.Stage(steps=2, tasks=2, reviewed=1, block=32, rows=8),
-)
 RECIPE = pretrain.Recipe(
-    seed=1, hidden=64, layers=2, heads=2, intermediate=64, long_row=256, warmup=2, threads=1, stages=STAGES
+    seed=1, hidden=64, layers=2, heads=2, intermediate=64, block=32, rows=8, steps=6, quantised=0.4, warmup=2, threads=1
 )
 
 
@@ -117,44 +109,6 @@ def test_what_is_said_weighs_more_than_what_is_read(renderer):
     assert "Run the tests." in said and "[100%]" not in said
 
 
-def test_a_review_is_what_the_teacher_would_do_next():
-    """Every view shows the whole function; the answer repairs a line of it, or looks for a function that it calls."""
-    answers = []
-    for turns in reviews(0, 3):
-        view, answer = turns[2], turns[3].action
-        assert [turn.action.thought.split()[0] for turn in turns[:3]] == ["Run", "Find", "Read"]
-        shown = [line.partition(" ")[2] for line in view.observation.split("\n")]
-        body = "\n".join(itertools.takewhile(lambda line: line[:1] in ("", " "), shown[1:]))
-        if answer.arguments["command"] == "str_replace":
-            assert answer.arguments["old_str"] in body and answer.arguments["path"] == view.action.arguments["path"]
-        else:
-            assert f"{answer.thought.split('Find ')[1].rstrip('.')}(" in body
-        answers.append(answer.arguments["command"].split()[0])
-    assert 0.2 < answers.count("grep") / len(answers) < 0.4
-
-
-def test_no_review_shows_a_kind_of_bug_that_is_held_out(monkeypatch):
-    drawn, keep = [], base_reviews._spoil
-
-    def spoil(*arguments):
-        bugs = keep(*arguments)
-        drawn.extend(bug.kind for bug in bugs)
-        return bugs
-
-    monkeypatch.setattr(base_reviews, "_spoil", spoil)
-    assert list(reviews(0, 10)) and set(drawn) == set(KINDS) - {"wrong_import"}
-
-
-def test_shorter_thoughts_leave_calls_and_observations_as_they_are():
-    turns = reenact.episode(generate("pretrain", 3))
-    for short in (corpus.conclusions(turns), corpus.uncorrected(turns)):
-        for turn, left in zip(turns, short, strict=True):
-            assert turn.action.same_call(left.action) and turn.observation == left.observation
-            assert turn.action.thought.split("\n")[-1] == left.action.thought.split("\n")[-1]
-        assert short != turns
-    assert not any("\n" in turn.action.thought for turn in corpus.conclusions(turns))
-
-
 # --- pre-training --------------------------------------------------------------------------------------------
 
 
@@ -166,8 +120,7 @@ def prepared(work: Path, tiny_base: Path) -> Path:
         (work / "tokenizer" / name).write_bytes((tiny_base / name).read_bytes())
     rng = np.random.default_rng(0)
     ids = rng.integers(0, 400, 32 * 8 * 4).astype(np.int32)
-    for number in range(len(STAGES)):
-        np.savez(work / f"corpus-{number}.npz", ids=ids, weights=np.ones(len(ids), np.float32))
+    np.savez(work / "corpus.npz", ids=ids, weights=np.ones(len(ids), np.float32))
     return work
 
 
@@ -179,24 +132,22 @@ import test_base
 from dagger_nb.base import pretrain
 pretrain.CHECKPOINT_EVERY = 1
 keep = pretrain._checkpoint
-saved = []
-def kill(path, model, steppers, step, seconds):
-    saved.append(step)
-    if len(saved) == int(sys.argv[2]) and sys.argv[3] == "before":
+def kill(work, model, steppers, step):
+    if step == int(sys.argv[2]) and sys.argv[3] == "before":
         os.kill(os.getpid(), signal.SIGKILL)
-    keep(path, model, steppers, step, seconds)
-    if len(saved) == int(sys.argv[2]):
+    keep(work, model, steppers, step)
+    if step == int(sys.argv[2]):
         os.kill(os.getpid(), signal.SIGKILL)
 pretrain._checkpoint = kill
 pretrain.train(test_base.RECIPE, Path(sys.argv[1]))
 """
 
 
-@pytest.mark.parametrize(("step", "when"), [(2, "after"), (5, "before"), (6, "after"), (7, "after")])
+@pytest.mark.parametrize(("step", "when"), [(2, "after"), (5, "before")])
 def test_a_killed_pretraining_goes_on_to_the_same_weights(tmp_path, tiny_base, monkeypatch, step, when):
-    """Killed before and after NF4 rounding begins (at step 3 of 6), between the stages, and within the second."""
+    """Killed before and after NF4 rounding begins (at step 3 of 6)."""
     here = Path(__file__).parent
-    straight = weights(pretrain.train(RECIPE, prepared(tmp_path / "straight", tiny_base))[0])
+    straight = weights(pretrain.train(RECIPE, prepared(tmp_path / "straight", tiny_base)))
     killed = prepared(tmp_path / "killed", tiny_base)
     arguments = [sys.executable, "-c", TRAIN, str(killed), str(step), when, str(here), str(here.parent)]
     assert (
@@ -204,13 +155,11 @@ def test_a_killed_pretraining_goes_on_to_the_same_weights(tmp_path, tiny_base, m
     )
     taken, keep = [], pretrain._step
     monkeypatch.setattr(pretrain, "_step", lambda *arguments: taken.append(1) or keep(*arguments))
-    model, seconds = pretrain.train(RECIPE, killed)
-    resumed = weights(model)
-    assert len(seconds) == len(STAGES) and all(spent > 0 for spent in seconds)
-    assert len(taken) == sum(stage.steps for stage in STAGES) - step + (when == "before")
+    resumed = weights(pretrain.train(RECIPE, killed))
+    assert len(taken) == RECIPE.steps - step + (when == "before")
     assert straight.keys() == resumed.keys()
     assert all(torch.equal(straight[name], resumed[name]) for name in straight)
-    untrained = weights(pretrain.new_model(RECIPE, pretrain.build_tokenizer(RECIPE, killed)))
+    untrained = weights(pretrain.new_model(RECIPE, pretrain.build_data(RECIPE, killed)[0]))
     assert not all(torch.equal(straight[name], untrained[name]) for name in straight)
 
 
@@ -238,24 +187,22 @@ def test_nf4_rounding_hardly_moves_what_is_rounded_already_and_keeps_the_gradien
     assert torch.equal(weight.grad, torch.ones_like(weight))
 
 
-def test_batches_are_a_permutation_of_the_blocks_and_depend_on_seed_stage_and_epoch_alone():
+def test_batches_are_a_permutation_of_the_blocks_and_depend_on_seed_and_epoch_alone():
     ids = np.arange(32 * 8 * 4, dtype=np.int32)
     ones = np.ones(len(ids), np.float32)
 
-    def epoch(number: int) -> list[np.ndarray]:
-        stream = pretrain.batches(RECIPE, number, ids, ones)
+    def epoch(recipe: pretrain.Recipe) -> list[np.ndarray]:
+        stream = pretrain.batches(recipe, ids, ones)
         return [next(stream)[0].numpy() for _ in range(4)]
 
-    first = epoch(0)
+    first = epoch(RECIPE)
     assert sorted(np.concatenate([batch.ravel() for batch in first]).tolist()) == ids.tolist()
-    assert all(np.array_equal(a, b) for a, b in zip(first, epoch(0), strict=True))
-    assert not all(np.array_equal(a, b) for a, b in zip(first, epoch(1), strict=True))
+    assert all(np.array_equal(a, b) for a, b in zip(first, epoch(RECIPE), strict=True))
     assert first[0].shape == (1, 256) and first[1].shape == (8, 32)  # a long row, then short ones
 
 
 def test_the_rate_rises_stays_and_falls_to_zero():
-    recipe = pretrain.Recipe()
-    rates = [pretrain.rate(recipe, recipe.stages[0], step) for step in range(recipe.stages[0].steps)]
+    rates = [pretrain.rate(pretrain.Recipe(), step) for step in range(pretrain.Recipe().steps)]
     peak = rates.index(1.0)
-    assert peak == recipe.warmup - 1 and rates[: peak + 1] == sorted(rates[: peak + 1])
+    assert peak == pretrain.Recipe().warmup - 1 and rates[: peak + 1] == sorted(rates[: peak + 1])
     assert rates[peak:] == sorted(rates[peak:], reverse=True) and 0 < rates[-1] < 0.01

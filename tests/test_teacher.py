@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -89,39 +88,6 @@ def test_a_whole_diff_is_never_cut_and_no_edit_needs_quoting_in_sed():
 
 
 # --- pure ----------------------------------------------------------------------------------------------------
-
-
-def test_a_thought_leads_line_by_line_to_the_action():
-    """After a view come the function's lines as they should be: those on the screen, the last perhaps another one."""
-    right, changed = 0, 0
-    for turns in (reenact.episode(generate("dev", index)) for index in range(40)):
-        for before, turn in itertools.pairwise(turns):
-            *lines, conclusion = turn.action.thought.split("\n")
-            viewed = before.action.arguments["command"] == "view"
-            assert bool(lines) == viewed, turn.action
-            if viewed and turn.action.arguments["command"] == "str_replace":
-                number, text = lines.pop().split(" ", 1)
-                change = turn.action.arguments
-                assert text == teacher.corrected(change["old_str"], change["new_str"]) != change["new_str"]
-                assert (conclusion, teacher.uncorrected(text)) == (f"Line {number} is wrong.", change["new_str"])
-                changed += 1
-            screen = [" ".join(line.split()) for line in before.observation.split("\n")]
-            assert all(" ".join(line.split()) in screen for line in lines)
-            right += len(lines)
-    assert right > 50 and changed > 80, (right, changed)
-
-
-@pytest.mark.parametrize(("shown", "right", "said"), [
-    ("sum(x)", "return sum(x)", "return (not sum ) sum(x)"),
-    ("return a - 1", "return a", "return a (not - )"),
-    ("return a", "return a - 1", "return a - (not nothing ) 1"),
-    ("f(b, a)", "f(a, b)", "f(a (not b ), b)"),
-    ("", "return", "return (not nothing )"),
-    ("a  = 1", "a = 1", "a = 1"),
-])  # fmt: skip
-def test_a_line_is_corrected_behind_the_first_word_that_differs(shown, right, said):
-    assert teacher.corrected(shown, right) == said
-    assert teacher.uncorrected(said) == right
 
 
 def test_a_label_depends_on_its_arguments_alone(train_tasks):

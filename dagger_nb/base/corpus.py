@@ -1,8 +1,8 @@
 """The pre-training corpus: tool drills and pieces of teacher episodes on one-bug tasks of the `pretrain` split.
 
 The base learns the skills (copying names and numbers, calling the tools, repairing a line that it sees) and the
-local habits of one-bug repairs; `reviews` adds practice in telling wrong functions from right ones. It sees no
-task of another split, no episode with several bugs, no failed tool call, no wrong edit and no recovery.
+local habits of one-bug repairs. It sees no task of another split, no episode with several bugs, no failed tool
+call, no wrong edit and no recovery.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -39,27 +38,13 @@ def episodes(first: int, count: int) -> Iterator[list[Turn]]:
     return (episode(generate("pretrain", index)) for index in range(first, first + count))
 
 
-def conclusions(turns: Sequence[Turn]) -> list[Turn]:
-    """The turns with the last line of each thought alone: what to do, and not why."""
-    return [_with_thought(turn, turn.action.thought.split("\n")[-1]) for turn in turns]
-
-
-def uncorrected(turns: Sequence[Turn]) -> list[Turn]:
-    """The turns with thoughts that say how lines should be, and not what is wrong with them."""
-    return [_with_thought(turn, teacher.uncorrected(turn.action.thought)) for turn in turns]
-
-
-def _with_thought(turn: Turn, thought: str) -> Turn:
-    return replace(turn, action=replace(turn.action, thought=thought))
-
-
 def texts(documents: Sequence[tuple[Task, list[Turn], list[tuple[str, Action]]]]) -> Iterator[str]:
     """Plain text of some documents, to train the tokenizer on before there is a renderer."""
     tools = "\n".join(json.dumps(tool["function"]) for tool in scaffold.TOOLS)
     for task, turns, drills in documents:
         yield f"system\n{scaffold.SYSTEM_PROMPT}<tools>\n{tools}\n</tools>\nuser\n"
         yield task.problem_statement
-        for turn in conclusions(turns):
+        for turn in turns:
             yield turn.action.thought
             yield turn.observation
             yield from (str(value) for value in turn.action.arguments.values())

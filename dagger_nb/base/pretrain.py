@@ -1,9 +1,8 @@
 """Build the tiny base model from nothing: `python -m dagger_nb.base.pretrain`.
 
-Recipe: a Qwen3 of about a million parameters, trained in fp32 on packed blocks of a corpus with Muon (matrices) and
-AdamW (the rest) and a trapezoid learning rate, in two stages: episodes, then mostly code reviews. From the last third
-of the first stage on its linear weights are rounded to NF4 in the forward pass (straight-through gradients), because
-QLoRA will load them in NF4. Resumable: run it again.
+Recipe: a Qwen3 of about a million parameters, trained in fp32 on packed blocks of the corpus with Muon (matrices)
+and AdamW (the rest), a trapezoid learning rate, and in the last third with its linear weights rounded to NF4 in the
+forward pass (straight-through gradients), because QLoRA will load them in NF4. Resumable: run it again.
 """
 
 from __future__ import annotations
@@ -14,11 +13,10 @@ import json
 import multiprocessing
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,35 +26,13 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from dagger_nb import paths
 from dagger_nb.base import corpus
-from dagger_nb.base.reviews import reviews
 from dagger_nb.base.tokenizer import train_tokenizer
 from dagger_nb.errors import DataError
-from dagger_nb.records import Turn
 from dagger_nb.rendering import Renderer
 from dagger_nb.store import file_sha256, read_json, write_json
 
 CHECKPOINT_EVERY = 200  # steps
 CHUNK = 1000  # tasks that a process encodes before it reports
-REVIEWED = 50  # repositories that it reviews before it reports
-
-# To act is learnt first, then to say how each line should be, then to see where the shown one differs.
-THOUGHTS = {"conclusions": corpus.conclusions, "uncorrected": corpus.uncorrected, "whole": list}
-
-Job = tuple[str, int, int, Callable[[Sequence[Turn]], list[Turn]], "Recipe", Path]
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One corpus and the steps on it. No stage sees a task of the stage before again."""
-
-    steps: int
-    tasks: int  # tasks whose episode is read in pieces that cover it, with drills
-    looks: int = 0  # further tasks, of which only the views and the action after each are read
-    reviewed: int = 0  # repositories whose functions are reviewed
-    rounded: float = 1.0  # share of the steps, at the end, with NF4 in the forward pass
-    block: int = 512  # tokens of a row
-    rows: int = 16  # of a step
-    thoughts: str = "whole"  # what is kept of them, of `THOUGHTS`
 
 
 @dataclass(frozen=True)
@@ -70,91 +46,65 @@ class Recipe:
     heads: int = 4
     groups: int = 1
     intermediate: int = 384
-    long_every: int = 8  # one step in so many joins its rows to longer ones, for late positions
-    long_row: int = 4096  # tokens of such a row
+    tasks: int = 10_000  # tasks whose episode is read in pieces that cover it, with drills
+    looks: int = 32_000  # further tasks, of which only the views and the action after each are read
+    block: int = 512  # tokens of a row
+    rows: int = 16  # rows of a step; one step in `long_every` joins them eight by eight, for long positions
+    long_every: int = 8
+    steps: int = 3200
     muon_rate: float = 0.02
     adam_rate: float = 3e-3
     warmup: int = 50
     cooldown: float = 0.4  # share of the steps over which the rate falls to zero
+    quantised: float = 0.35  # share of the steps, at the end, with NF4 in the forward pass
     threads: int = 2
-    stages: tuple[Stage, ...] = (
-        Stage(steps=3200, tasks=10_000, looks=32_000, rounded=0.35, thoughts="conclusions"),
-        Stage(steps=2400, tasks=3_300, reviewed=2_500, thoughts="uncorrected", block=1024, rows=4),
-        Stage(steps=1000, tasks=1_400, reviewed=1_000, block=1024, rows=4),
-    )
 
 
-def build_tokenizer(recipe: Recipe, work: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer of the first tasks' text; kept in `work` for a resumed run."""
-    folder = work / "tokenizer"
-    if not folder.exists():
-        tokenizer = train_tokenizer(corpus.texts(list(corpus.documents(0, 600))), vocab_size=recipe.vocabulary)
-        tokenizer.save_pretrained(work / "tokenizer.partial")
-        (work / "tokenizer.partial").rename(folder)
-    return PreTrainedTokenizerFast.from_pretrained(folder)
-
-
-def build_data(recipe: Recipe, number: int, work: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Ids [N] and weights [N] of a stage's shuffled corpus; kept in `work` for a resumed run."""
-    path = work / f"corpus-{number}.npz"
-    if not path.exists():
-        ids, weights = _encode_all(recipe, number, work)
+def build_data(recipe: Recipe, work: Path) -> tuple[PreTrainedTokenizerFast, np.ndarray, np.ndarray]:
+    """Tokenizer, ids [N] and weights [N] of the shuffled corpus; kept in `work` for a resumed run."""
+    if not (work / "corpus.npz").exists():
+        sample = list(corpus.documents(0, 600))
+        tokenizer = train_tokenizer(corpus.texts(sample), vocab_size=recipe.vocabulary)
+        tokenizer.save_pretrained(work / "tokenizer")
+        ids, weights = _encode_all(recipe, work)
         np.savez(work / "partial.npz", ids=ids, weights=weights)
-        (work / "partial.npz").rename(path)
-    data = np.load(path)
-    return data["ids"], data["weights"]
+        (work / "partial.npz").rename(work / "corpus.npz")
+    data = np.load(work / "corpus.npz")
+    return PreTrainedTokenizerFast.from_pretrained(work / "tokenizer"), data["ids"], data["weights"]
 
 
-def _encode_all(recipe: Recipe, number: int, work: Path) -> tuple[np.ndarray, np.ndarray]:
-    jobs, began, pieces = list(_jobs(recipe, number, work)), time.monotonic(), []
+def _encode_all(recipe: Recipe, work: Path) -> tuple[np.ndarray, np.ndarray]:
+    total, began, pieces = recipe.tasks + recipe.looks, time.monotonic(), []
     with ProcessPoolExecutor(recipe.threads, multiprocessing.get_context("spawn")) as pool:
-        for done, chunk in enumerate(pool.map(_encode_chunk, jobs), 1):
+        jobs = [(recipe, work, first, min(first + CHUNK, total)) for first in range(0, total, CHUNK)]
+        for (*_, end), chunk in zip(jobs, pool.map(_encode_chunk, jobs), strict=True):
             pieces += chunk
-            print(f"corpus {number}: part {done}/{len(jobs)}, {time.monotonic() - began:.0f} s", flush=True)
-    random.Random(f"order-{recipe.seed + number}").shuffle(pieces)
+            print(f"corpus: {end}/{total} tasks, {time.monotonic() - began:.0f} s", flush=True)
+    random.Random(f"order-{recipe.seed}").shuffle(pieces)
     return np.concatenate([ids for ids, _ in pieces]), np.concatenate([weights for _, weights in pieces])
 
 
-def _jobs(recipe: Recipe, number: int, work: Path) -> Iterator[Job]:
-    """(kind of document, first, count, what is kept of thoughts, …) of each part of a stage's corpus."""
-    before, stage = recipe.stages[:number], recipe.stages[number]
-    start = sum(earlier.tasks + earlier.looks for earlier in before)
-    kinds = [
-        ("episodes", start, stage.tasks, CHUNK),
-        ("looks", start + stage.tasks, stage.looks, CHUNK),
-        ("reviews", sum(earlier.reviewed for earlier in before), stage.reviewed, REVIEWED),
-    ]
-    for kind, begin, count, chunk in kinds:
-        for first in range(begin, begin + count, chunk):
-            yield kind, first, min(chunk, begin + count - first), THOUGHTS[stage.thoughts], recipe, work
-
-
-def _encode_chunk(job: Job) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The documents of one part; the same ones however the corpus is cut in parts."""
-    kind, first, count, thought, recipe, work = job
-    renderer, pieces = Renderer(build_tokenizer(recipe, work)), []
-    if kind == "episodes":
-        for index, (task, turns, drills) in enumerate(corpus.documents(first, count), first):
-            rng = random.Random(f"cut-{recipe.seed}-{index + 1}")
-            pieces += corpus.encode(renderer, task, thought(turns), drills, rng)
-    else:
-        for turns in (corpus.episodes if kind == "looks" else reviews)(first, count):
-            pieces += corpus.encode_looks(renderer, thought(turns))
+def _encode_chunk(job: tuple[Recipe, Path, int, int]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The documents of the tasks `first` to `end`; the same ones however the corpus is cut in chunks."""
+    recipe, work, first, end = job
+    renderer, pieces = Renderer(PreTrainedTokenizerFast.from_pretrained(work / "tokenizer")), []
+    whole = max(0, min(end, recipe.tasks) - first)
+    for number, (task, turns, drills) in enumerate(corpus.documents(first, whole), first + 1):
+        pieces += corpus.encode(renderer, task, turns, drills, random.Random(f"cut-{recipe.seed}-{number}"))
+    for turns in corpus.episodes(first + whole, end - first - whole):
+        pieces += corpus.encode_looks(renderer, turns)
     return pieces
 
 
-def batches(
-    recipe: Recipe, number: int, ids: np.ndarray, weights: np.ndarray
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Endless (ids [rows, length], weights [rows, length]); the order depends on seed, stage and epoch only."""
-    stage = recipe.stages[number]
-    blocks = len(ids) // stage.block
-    shape = (blocks, stage.block)
-    ids, weights = ids[: blocks * stage.block].reshape(shape), weights[: blocks * stage.block].reshape(shape)
+def batches(recipe: Recipe, ids: np.ndarray, weights: np.ndarray) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Endless (ids [rows, length], weights [rows, length]); the order depends on the seed and the epoch only."""
+    blocks = len(ids) // recipe.block
+    shape = (blocks, recipe.block)
+    ids, weights = ids[: blocks * recipe.block].reshape(shape), weights[: blocks * recipe.block].reshape(shape)
     for epoch in itertools.count():
-        order = np.random.default_rng([recipe.seed + number, epoch]).permutation(blocks - blocks % stage.rows)
-        for batch, chosen in enumerate(order.reshape(-1, stage.rows)):
-            length = stage.block if batch % recipe.long_every else recipe.long_row
+        order = np.random.default_rng([recipe.seed, epoch]).permutation(blocks - blocks % recipe.rows)
+        for number, chosen in enumerate(order.reshape(-1, recipe.rows)):
+            length = recipe.block * (8 if number % recipe.long_every == 0 else 1)
             yield (
                 torch.from_numpy(ids[chosen].reshape(-1, length).astype(np.int64)),
                 torch.from_numpy(weights[chosen].reshape(-1, length)),
@@ -201,58 +151,44 @@ def optimisers(recipe: Recipe, model: Qwen3ForCausalLM) -> list[torch.optim.Opti
     ]
 
 
-def rate(recipe: Recipe, stage: Stage, step: int) -> float:
+def rate(recipe: Recipe, step: int) -> float:
     """The trapezoid: up over the warm-up, flat, and down to zero over the cool-down."""
-    return min(1.0, (step + 1) / recipe.warmup, (stage.steps - step) / (recipe.cooldown * stage.steps))
+    return min(1.0, (step + 1) / recipe.warmup, (recipe.steps - step) / (recipe.cooldown * recipe.steps))
 
 
-def train(recipe: Recipe, work: Path) -> tuple[Qwen3ForCausalLM, list[float]]:
-    """The model after the last stage, from the newest checkpoint in `work` if there is one; seconds of each stage."""
+def train(recipe: Recipe, work: Path) -> Qwen3ForCausalLM:
+    """Train to the last step, from the newest checkpoint in `work` if there is one."""
     torch.set_num_threads(recipe.threads)
     _claim(work, recipe)
-    model = new_model(recipe, build_tokenizer(recipe, work))
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
-    return model, [_train_stage(recipe, number, model, work) for number in range(len(recipe.stages))]
-
-
-def _train_stage(recipe: Recipe, number: int, model: Qwen3ForCausalLM, work: Path) -> float:
-    """Take the stage's steps that its checkpoint does not have yet; a new stage starts with fresh optimisers.
-
-    Returns the seconds that the stage took, corpus included, over all processes that worked on it.
-    """
-    stage, steppers = recipe.stages[number], optimisers(recipe, model)
+    tokenizer, ids, weights = build_data(recipe, work)
+    model = new_model(recipe, tokenizer)
+    steppers = optimisers(recipe, model)
+    start = _restore(work, model, steppers)
+    rounding = int(recipe.steps * (1 - recipe.quantised))
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters; {len(ids):,} tokens in the corpus", flush=True)
     began = time.monotonic()
-    start, spent = _restore(work / f"stage-{number}.pt", model, steppers)
-    if start == stage.steps:
-        return spent
-    ids, weights = build_data(recipe, number, work)
-    rounding = stage.steps - int(stage.steps * stage.rounded)
-    print(f"stage {number}: {len(ids):,} tokens, from step {start}", flush=True)
-    for step, (block, weight) in enumerate(itertools.islice(batches(recipe, number, ids, weights), stage.steps)):
+    for step, (block, weight) in enumerate(batches(recipe, ids, weights)):
+        if step >= recipe.steps:
+            break
         if step < start:
             continue
-        if step >= rounding and not _is_rounded(model):
+        if step >= rounding and not parametrize.is_parametrized(model.model.layers[0].mlp.up_proj):
             _round_weights(model)
-        loss = _step(model, steppers, block, weight, rate(recipe, stage, step))
+        loss = _step(model, steppers, block, weight, rate(recipe, step))
         if step % 50 == 0:
-            print(f"step {step}/{stage.steps} loss {loss:.4f} {time.monotonic() - began:.0f} s", flush=True)
-        if (step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == stage.steps:
-            _checkpoint(work / f"stage-{number}.pt", model, steppers, step + 1, spent + time.monotonic() - began)
-    _unround_weights(model)
-    return spent + time.monotonic() - began
+            print(f"step {step}/{recipe.steps} loss {loss:.4f} {time.monotonic() - began:.0f} s", flush=True)
+        if step % CHECKPOINT_EVERY == CHECKPOINT_EVERY - 1:
+            _checkpoint(work, model, steppers, step + 1)
+    return _without_rounding(model)
 
 
 def _claim(work: Path, recipe: Recipe) -> None:
     """Raises DataError where the work folder holds the corpus and checkpoints of another recipe."""
-    path, mine = work / "recipe.json", _as_json(recipe)
+    path, mine = work / "recipe.json", asdict(recipe)
     if not path.exists():
         write_json(path, mine)
     if read_json(path) != mine:
         raise DataError(f"{work} belongs to another recipe of the base model; choose another --work or remove it")
-
-
-def _as_json(recipe: Recipe) -> dict[str, Any]:
-    return asdict(recipe) | {"stages": [asdict(stage) for stage in recipe.stages]}
 
 
 def _step(
@@ -286,56 +222,47 @@ def _round_weights(model: Qwen3ForCausalLM) -> None:
         parametrize.register_parametrization(linear, "weight", NF4Rounding())
 
 
-def _is_rounded(model: Qwen3ForCausalLM) -> bool:
-    return any(parametrize.is_parametrized(linear) for linear in _linears(model))
-
-
-def _unround_weights(model: Qwen3ForCausalLM) -> None:
+def _without_rounding(model: Qwen3ForCausalLM) -> Qwen3ForCausalLM:
     for linear in list(_linears(model)):
         if parametrize.is_parametrized(linear):
             parametrize.remove_parametrizations(linear, "weight", leave_parametrized=False)
+    return model
 
 
-def _checkpoint(
-    path: Path, model: Qwen3ForCausalLM, steppers: list[torch.optim.Optimizer], step: int, seconds: float
-) -> None:
+def _checkpoint(work: Path, model: Qwen3ForCausalLM, steppers: list[torch.optim.Optimizer], step: int) -> None:
     plain = {name.replace(".parametrizations.weight.original", ".weight"): p for name, p in model.state_dict().items()}
-    state = {"step": step, "seconds": seconds, "model": plain, "steppers": [s.state_dict() for s in steppers]}
-    partial = path.with_suffix(".partial")
-    torch.save(state, partial)
-    partial.rename(path)
+    state = {"step": step, "model": plain, "steppers": [s.state_dict() for s in steppers]}
+    torch.save(state, work / "checkpoint.partial")
+    (work / "checkpoint.partial").rename(work / "checkpoint.pt")
 
 
-def _restore(path: Path, model: Qwen3ForCausalLM, steppers: list[torch.optim.Optimizer]) -> tuple[int, float]:
-    """The steps and seconds that the checkpoint has behind it; none where there is no checkpoint."""
-    if not path.exists():
-        return 0, 0.0
-    state = torch.load(path, weights_only=True)
+def _restore(work: Path, model: Qwen3ForCausalLM, steppers: list[torch.optim.Optimizer]) -> int:
+    if not (work / "checkpoint.pt").exists():
+        return 0
+    state = torch.load(work / "checkpoint.pt", weights_only=True)
     model.load_state_dict(state["model"])
     for stepper, saved in zip(steppers, state["steppers"], strict=True):
         stepper.load_state_dict(saved)
-    return state["step"], state["seconds"]
+    return state["step"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=paths.data() / "base", help="where the model goes")
     parser.add_argument("--work", type=Path, default=paths.data() / "cache" / "pretrain", help="corpus and checkpoints")
-    parser.add_argument("--steps", type=int, help="at most so many steps a stage, for a trial")
+    parser.add_argument("--steps", type=int, default=Recipe.steps)
     arguments = parser.parse_args()
-    recipe = Recipe()
-    if arguments.steps:
-        shorter = (replace(stage, steps=min(stage.steps, arguments.steps)) for stage in recipe.stages)
-        recipe = replace(recipe, stages=tuple(shorter))
+    recipe = Recipe(steps=arguments.steps)
     arguments.work.mkdir(parents=True, exist_ok=True)
-    model, seconds = train(recipe, arguments.work)
+    began = time.monotonic()
+    model = train(recipe, arguments.work)
     model.save_pretrained(arguments.out)
     PreTrainedTokenizerFast.from_pretrained(arguments.work / "tokenizer").save_pretrained(arguments.out)
     files = {path.name: file_sha256(path) for path in sorted(arguments.out.iterdir()) if path.name != "manifest.json"}
     manifest = {
         "command": "python -m dagger_nb.base.pretrain",
-        "recipe": _as_json(recipe),
-        "seconds_of_stages": [round(spent) for spent in seconds],
+        "recipe": asdict(recipe),
+        "seconds_of_this_run": round(time.monotonic() - began),
         "torch": torch.__version__.partition("+")[0],
         "files": files,
     }

@@ -3,10 +3,8 @@
 It works as a careful engineer would: run the tests; take the first failure; find the function under test
 and read it, then the functions that it calls, until the wrong line is on the screen; replace the line; run
 the tests again; when they pass read the diff, and finish. What the gold patch adds is only the answer to
-"what should this line be?", which the docstring above the line answers for the student. The thought says how it
-gets there, a small step a line: each line of the function that was read as it should be, up to the first that is
-not so, and in that one, behind the first right word, what stands there. The teacher never uses the state of the
-files, only what the history has shown:
+"is this line wrong, and what should it be?", which the docstring beside the line answers for the student.
+The teacher never uses the state of the files, only what the history has shown:
 
 * damage counts once a test, a diff or a listing has shown it: an edit after which the first failure is the
   same as before (or a new failure appears) leads to `git diff`; a wrong hunk or a damaged function that is
@@ -21,12 +19,12 @@ from __future__ import annotations
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from dagger_nb.records import Action, Task, Turn
 from dagger_nb.tasks.gold import Edit, call_graph, function_under_test, gold_edits, locate
 
-NAME = "oracle-2"
+NAME = "oracle-1"
 
 RUN_TESTS = "python -m pytest"
 SHOW_DIFF = "git diff -U0"
@@ -34,7 +32,6 @@ SHOW_NEW_FILES = "git status --short"
 CLEAN = "git clean -fdxq"
 RESET_ALL = f"git checkout . && {CLEAN}"
 EXPLAIN_IMPORT = "python -c 'import {module}' 2>&1 | tail -3"
-NOTHING = "nothing"  # stands where a line ends too early
 WINDOW = 8  # lines of a view after the first: no generated function is longer
 
 _READ_ONLY = re.compile(
@@ -42,7 +39,6 @@ _READ_ONLY = re.compile(
     r"|python -c 'import [\w.]+' 2>&1 \| tail -3"
 )
 _LEAVES_NO_FILE = re.compile(r'git checkout [^<>|;&`$\n]*|sed -i "\d+s\|[^|"]*\|[^|"]*\|" \S+')
-_WORD_OR_SIGN = re.compile(r"\w+|[^\w\s]+")
 _CUT = re.compile(r"^\.\.\. \d+ characters cut \.\.\.$", re.MULTILINE)
 _FAILURE = re.compile(r"^(FAILED|ERROR) ([^\s]+)", re.MULTILINE)
 _IMPORT_LINE = re.compile(
@@ -73,14 +69,6 @@ class _Gold:
     calls: Mapping[str, tuple[str, ...]]
     functions: Mapping[str, tuple[str, ...]]  # name -> its lines in the repaired tree
     paths: frozenset[str]
-
-
-@dataclass(frozen=True, slots=True)
-class _Shown:
-    """What a view showed of a function and what follows it: the turn, and (number, text) of each line."""
-
-    turn: int
-    rows: Sequence[tuple[int, str]]
 
 
 _KNOWN: OrderedDict[tuple[str, str], _Gold] = OrderedDict()
@@ -121,7 +109,6 @@ class _Reading:
         self.gold = _gold_of(task)
         self.runs = [t for t, turn in enumerate(turns) if _is_test_run(turn)]
         self.changes = [t for t, turn in enumerate(turns) if _may_change(turn)]
-        self.considered: list[str] = []  # lines of the thought before its last
 
     # -- the decision, top down
 
@@ -142,9 +129,7 @@ class _Reading:
         if shown is None and self._damage_shown(failures):
             return self._bash("That did not help. See what changed.", SHOW_DIFF)
         step = self._next_step(failures[0])
-        lost = step is None or self._looked_already(step)
-        action = self._lost(shown) if lost else self._if_it_holds(step)
-        return replace(action, thought="\n".join([*self.considered, action.thought]))
+        return self._lost(shown) if step is None or self._looked_already(step) else self._if_it_holds(step)
 
     def _run_tests(self) -> Action:
         if self.turns and _command(self.turns[-1]) == RUN_TESTS:  # and it did not end in a summary
@@ -190,51 +175,47 @@ class _Reading:
     def _next_step(self, failure: Failure) -> Action | None:
         if failure.kind == "ERROR":
             return self._repair_import(failure)
-        steps = (self._look(name) or self._repair(name) for name in self._reachable(function_under_test(failure.test)))
-        return next(filter(None, steps), None)
+        seen: set[str] = set()
+        for name in self._reachable(function_under_test(failure.test), seen):
+            step = self._inspect(name)
+            if step:
+                return step
+        return None
 
-    def _reachable(self, name: str) -> Iterator[str]:
-        """The function and what it calls, depth first, in the order of the calls, each once."""
-        seen, waiting = set(), [name]
-        while waiting:
-            name = waiting.pop()
-            if name in self.gold.functions and name not in seen:
-                seen.add(name)
-                yield name
-                waiting += reversed(self.gold.calls[name])
+    def _reachable(self, name: str, seen: set[str]) -> Iterator[str]:
+        """The function and what it calls, depth first, in the order of the calls."""
+        if name in seen or name not in self.gold.functions:
+            return
+        seen.add(name)
+        yield name
+        for callee in self.gold.calls[name]:
+            yield from self._reachable(callee, seen)
 
-    def _look(self, name: str) -> Action | None:
-        """Find the function or read it, where that was not done yet."""
-        place = self._definition(_short(name))
+    def _inspect(self, name: str) -> Action | None:
+        """The next action that concerns one function, or None when its shown text is right."""
+        short = name.rsplit(".", 1)[-1]
+        place = self._definition(short)
         if place is None:
-            return self._find(_short(name))
-        return None if self._shown(name) else self._view(f"Read {_short(name)}.", *place)
-
-    def _shown(self, name: str) -> _Shown | None:
-        """The latest view of a function that was found."""
-        path, line = self._definition(_short(name))
-        return self._view_of(path, line, len(self.gold.functions[name]))
-
-    def _repair(self, name: str) -> Action | None:
-        """What a function that was read needs, or None when its shown text is right."""
-        right, shown = self.gold.functions[name], self._shown(name)
-        body = shown.rows[: len(right)]
-        wrong = next((n for n, (row, text) in enumerate(zip(body, right, strict=False)) if row[1] != text), len(body))
-        if wrong < len(right) or shown.turn == len(self.turns) - 1:
-            self._consider_lines(body, right[: wrong + 1])
-        if wrong == len(right):
+            return self._find(short)
+        path, line = place
+        viewed = self._view_of(path, line, len(self.gold.functions[name]))
+        if viewed is None:
+            return self._view(f"Read {short}.", path, line)
+        t, numbered = viewed
+        body = numbered[: len(self.gold.functions[name])]
+        if [text for _, text in body] == list(self.gold.functions[name]):
             return None
-        path, line = self._definition(_short(name))
-        for edit in self.gold.edits:
-            if (edit.function, edit.old) == (name, body[wrong][1]) and _same_path(path, edit.path):
-                return self._replace(path, line, shown.turn, body[wrong][0], edit)
-        return self._bash("This was damaged. Restore it.", f"git checkout -- {_relative(path)}")
+        edits = [edit for edit in self.gold.edits if edit.function == name and _same_path(path, edit.path)]
+        return self._repair_shown(path, line, t, body, edits)
 
-    def _consider_lines(self, body: Sequence[tuple[int, str]], right: Sequence[str]) -> None:
-        """Each line of code below a function's head as it should be."""
-        for (number, shown), line in list(zip(body, right, strict=False))[1:]:
-            if not line.lstrip().startswith(("#", '"')):
-                self.considered.append(f"{number} {corrected(shown.strip(), line.strip())}")
+    def _repair_shown(
+        self, path: str, line: int, viewed_at: int, body: Sequence[tuple[int, str]], edits: Sequence[Edit]
+    ) -> Action:
+        for edit in edits:
+            for number, text in body:
+                if text == edit.old:
+                    return self._replace(path, line, viewed_at, number, edit)
+        return self._bash("This was damaged. Restore it.", f"git checkout -- {_relative(path)}")
 
     def _replace(self, path: str, line: int, viewed_at: int, number: int, edit: Edit) -> Action:
         failed = self._failed_edit_at(path)
@@ -281,15 +262,15 @@ class _Reading:
                     return path, int(line)
         return None
 
-    def _view_of(self, path: str, line: int, length: int) -> _Shown | None:
-        """The latest view of `path` that shows the whole function of so many lines, from `line` on."""
+    def _view_of(self, path: str, line: int, length: int) -> tuple[int, list[tuple[int, str]]] | None:
+        """Turn and (number, text) rows from `line` on of the latest view of `path` that shows the whole function."""
         for t, turn in reversed(list(self._since_run())):
             if not _shows(turn, path):
                 continue
             rows = [row for row in _numbered(turn.observation) if row[0] >= line]
             asked = turn.action.arguments.get("view_range", [1, -1])[-1]
             if rows and rows[0][0] == line and (len(rows) >= length or asked == -1 or asked >= line + WINDOW):
-                return _Shown(t, rows)
+                return t, rows
         return None
 
     def _failed_edit_at(self, path: str) -> int | None:
@@ -418,30 +399,6 @@ def _hunks(diff: str) -> Iterator[tuple[str, list[str], list[str]]]:
         for hunk in hunks:
             lines = hunk.split("\n")[1:]
             yield path, [x[1:] for x in lines if x[:1] == "-"], [x[1:] for x in lines if x[:1] == "+"]
-
-
-def corrected(shown: str, right: str) -> str:
-    """The right line, and behind its first word or sign that is not shown what is: how one would speak of it.
-
-    >>> corrected("if a <= 7:", "if a < 7:")
-    'if a < (not <= ) 7:'
-    """
-    there = [*_WORD_OR_SIGN.findall(shown), NOTHING]
-    place = -1
-    for place, found in enumerate(_WORD_OR_SIGN.finditer(right)):
-        if found[0] != there[place]:
-            return f"{right[: found.end()]} (not {there[place]} ){right[found.end() :]}"
-    return right if there[place + 1] == NOTHING else f"{right} (not {there[place + 1]} )"
-
-
-def uncorrected(thought: str) -> str:
-    """A thought without what `corrected` put into its lines."""
-    return re.sub(r" \(not \S+ \)", "", thought)
-
-
-def _short(function: str) -> str:
-    """The name of a function without that of its class."""
-    return function.rsplit(".", 1)[-1]
 
 
 def _relative(path: str) -> str:

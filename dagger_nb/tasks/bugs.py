@@ -42,7 +42,7 @@ def draw_bugs(
     Raises:
         Redraw: the repository has no room for them.
     """
-    candidates = possible_bugs(repository, sources)
+    candidates = _candidates(rng, repository, sources)
     bugs: list[Bug] = []
     for number in range(rng.randint(*spec.bugs)):
         kinds = spec.must_kinds if spec.must_kinds and not number else spec.kinds
@@ -68,17 +68,17 @@ def _draw_bug(
     weights = [WEIGHTS.get(kind, 1) for kind in kinds]
     for _ in range(TRIES if kinds else 0):
         bug = rng.choice(by_kind[rng.choices(kinds, weights)[0]])
-        if not findable(sources[bug.module], bug, bugs):
+        if not _findable(sources[bug.module], bug, bugs):
             continue
         if bug.unit is None:
             return bug
-        shown = caught(rng, repository, sources[bug.module], bug)
-        if shown:
-            return shown
+        caught = _caught(rng, repository, sources[bug.module], bug)
+        if caught:
+            return caught
     raise Redraw("no bug fits")
 
 
-def findable(source: Source, bug: Bug, bugs: list[Bug]) -> bool:
+def _findable(source: Source, bug: Bug, bugs: list[Bug]) -> bool:
     """Whether each buggy line of the file, stripped, occurs once in it, whichever others are mended."""
     mine = [bug, *(other for other in bugs if other.module == bug.module)]
     for each in mine:
@@ -89,7 +89,7 @@ def findable(source: Source, bug: Bug, bugs: list[Bug]) -> bool:
     return True
 
 
-def possible_bugs(repository: Repository, sources: Sequence[Source]) -> list[Bug]:
+def _candidates(rng: random.Random, repository: Repository, sources: Sequence[Source]) -> list[Bug]:
     found = []
     for level, (module, source) in enumerate(zip(repository.modules, sources, strict=True)):
         imported = [helper for unit in module.units for helper in unit.helpers]
@@ -132,7 +132,7 @@ def _wrong_imports(repository: Repository, level: int, line: str) -> list[str]:
     return [f"from {repository.package}.{other} import {names}" for other in others]
 
 
-def caught(rng: random.Random, repository: Repository, source: Source, bug: Bug) -> Bug | None:
+def _caught(rng: random.Random, repository: Repository, source: Source, bug: Bug) -> Bug | None:
     """The bug with an assertion that fails because of it, or None when no input shows a difference."""
     unit = repository.modules[bug.module].units[bug.unit]
     lines = list(unit.lines)
