@@ -11,9 +11,10 @@ missing as well. Missing labels are recorded with their reason and never invente
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dagger_nb.config import LabelSettings
 from dagger_nb.errors import BudgetError, PolicyError
@@ -21,6 +22,9 @@ from dagger_nb.mixing import sampling_seed
 from dagger_nb.policies.protocol import Policy, Sampling, Teacher
 from dagger_nb.records import Action, Label, Missing, Task, Trajectory, Turn
 from dagger_nb.rendering import Renderer
+
+if TYPE_CHECKING:
+    from dagger_nb.store import CohortRecord
 
 SECOND_TEMPERATURE = 0.7  # of the second try, where the first was greedy
 
@@ -31,6 +35,39 @@ class Labelled:
 
     labels: tuple[Label, ...]
     missing: tuple[Missing, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """What became of every state of some cohorts that was to be labelled."""
+
+    asked: int
+    labels: int
+    missing: Mapping[str, int]  # by reason
+    complete: bool  # each of these states, and no other, has one label or is missing once
+    differing: int  # labels that differ from what was executed
+    after_malformed: int  # of these, labels of states in which a malformed turn was executed
+
+
+def tally(records: Iterable[CohortRecord], states: str, k: int) -> Tally:
+    """Count the labels of cohorts against the states that `states` and `k` choose in them (`states_to_label`)."""
+    turns, asked, labels, missing = {}, [], [], []
+    for record in records:
+        for path in record.trajectories:
+            turns |= {(*path.key, turn.index): turn for turn in path.turns}
+            asked += [(*path.key, index) for index in states_to_label(path.turns, states, k)]
+        labels += record.labels
+        missing += record.missing
+    found = [(state.instance_id, state.attempt, state.turn) for state in (*labels, *missing)]
+    lessons = [(label.instance_id, label.attempt, label.turn) for label in labels if label.lesson]
+    return Tally(
+        asked=len(asked),
+        labels=len(labels),
+        missing=dict(sorted(Counter(state.reason for state in missing).items())),
+        complete=sorted(found) == sorted(asked),
+        differing=len(lessons),
+        after_malformed=sum(key in turns and turns[key].action.malformed for key in lessons),
+    )
 
 
 def label_trajectory(

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 
 from dagger_nb import config, paths
-from dagger_nb.config import Settings
+from dagger_nb.config import LabelSettings, Settings
 from dagger_nb.crew import executor
 from dagger_nb.fleet import Executor
+from dagger_nb.labelling import tally
+from dagger_nb.store import CohortRecord
 
 _executors: dict[int | Settings, Executor] = {}
 
@@ -51,6 +53,47 @@ def check(holds: bool, claim: str) -> None:
     """One line of a Checks cell: print the claim that holds, or stop the notebook with the one that does not."""
     assert holds, f"this check failed: {claim}"
     print(f"ok: {claim}")
+
+
+def check_labels(records: Iterable[CohortRecord], settings: Settings) -> None:
+    """Check that every state that was to be labelled has its label.
+
+    A model may fail to answer: then each state needs a label or a record of why it has none, and both are counted.
+    """
+    labels = settings.labels if settings.served else LabelSettings()  # processes of this machine label every state
+    found = tally(records, labels.states, labels.k)
+    if settings.teacher.scripted:
+        which = (
+            "every visited state" if labels.states == "every" else f"every state of labels.states = {labels.states!r}"
+        )
+        check(found.complete and not found.missing, f"{which} has one label")
+        return
+    check(found.complete, "every state that was to be labelled has one label, or is recorded as missing")
+    reasons = ", ".join(f"{count} {reason}" for reason, count in found.missing.items()) or "none"
+    print(f"{found.labels} labels of {found.asked} states; missing: {reasons}")
+
+
+def check_demonstrations(records: Iterable[CohortRecord], settings: Settings) -> None:
+    """Check that the labels of episodes in which the teacher alone acted are what it did.
+
+    A model's malformed turn is executed as it is, and asked for again before it becomes a label: such labels differ
+    and are counted.
+    """
+    found = tally(records, settings.labels.states, settings.labels.k)
+    if settings.teacher.scripted:
+        check(not found.differing, "on its own states the teacher agrees with itself: every label is what was executed")
+        return
+    of_them = f"{found.after_malformed} of them where its turn was malformed"
+    print(f"{found.differing} of {found.labels} labels differ from what the teacher executed, {of_them}")
+
+
+def check_lengths(dropped: Iterable[int], settings: Settings) -> None:
+    """Check that no label was longer than the context, or count those that were where `training.overlong` is "drop"."""
+    counts = list(dropped)
+    if settings.training.overlong == "drop":
+        print(f"{sum(counts)} labels were longer than the context and were dropped")
+        return
+    check(all(count == 0 for count in counts), "no label was cut or dropped for being longer than the context")
 
 
 def _short(path: object) -> str:

@@ -1,0 +1,89 @@
+"""What a Checks cell asks of labels: all of a script that cannot fail, an honest count of a model that can."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from dagger_nb import config, notebook
+from dagger_nb.labelling import tally
+from dagger_nb.records import Action, Label, Missing, StopReason, Trajectory, Turn
+from dagger_nb.store import CohortRecord
+
+LAPTOP, SERVED = config.load("tiny"), config.load("qwen3-4b")
+CALL = Action("", "execute_bash", {"command": "ls"})
+BROKEN = Action("", "", error="no call")
+
+
+def cohort(turns: int = 5, *, broken: int | None = None, name: str = "task") -> CohortRecord:
+    """An episode of the teacher alone, each state labelled with what was executed, or mended where that was broken."""
+    actions = [BROKEN if index == broken else CALL for index in range(turns)]
+    taken = tuple(Turn(index, "teacher", action, "", (1,), 1) for index, action in enumerate(actions))
+    path = Trajectory(name, 0, 1, "none", taken, StopReason.FINISH, "", 5)
+    lineage = {"instance_id": name, "attempt": 0, "round": 1, "policy": "none", "actor": "teacher", "teacher": "t"}
+    labels = tuple(
+        Label(**lineage, turn=turn, beta=1.0, template="", action=CALL, token_ids=(1,), lesson=turn == broken)
+        for turn in range(turns)
+    )
+    return CohortRecord((path,), labels, {})
+
+
+def without(record: CohortRecord, turn: int, *, told: bool) -> CohortRecord:
+    """The record with a label less, which may be recorded as missing."""
+    (lost,) = [label for label in record.labels if label.turn == turn]
+    lineage = {name: getattr(lost, name) for name in ("instance_id", "attempt", "round", "policy", "actor", "teacher")}
+    missing = (Missing(**lineage, turn=turn, reason="malformed", detail="no call"),) if told else ()
+    return replace(record, labels=tuple(label for label in record.labels if label is not lost), missing=missing)
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_script_must_label_every_state(told: bool) -> None:
+    notebook.check_labels([cohort()], LAPTOP)
+    with pytest.raises(AssertionError, match="every visited state has one label"):
+        notebook.check_labels([without(cohort(), 2, told=told)], LAPTOP)
+    with pytest.raises(AssertionError):
+        notebook.check_labels([replace(cohort(), labels=cohort().labels * 2)], LAPTOP)
+
+
+def test_a_model_may_miss_labels_but_every_state_is_accounted_for(capsys: pytest.CaptureFixture[str]) -> None:
+    notebook.check_labels([without(cohort(), 2, told=True)], SERVED)
+    assert "4 labels of 5 states; missing: 1 malformed" in capsys.readouterr().out
+    notebook.check_labels([cohort()], SERVED)
+    assert "missing: none" in capsys.readouterr().out
+    with pytest.raises(AssertionError, match="recorded as missing"):
+        notebook.check_labels([without(cohort(), 2, told=False)], SERVED)
+
+
+def test_only_the_states_that_were_asked_for_count() -> None:
+    some = config.load("qwen3-4b", {"labels.states": "kth", "labels.k": 2})
+    record = cohort()
+    even = replace(record, labels=record.labels[::2])
+    notebook.check_labels([even], some)
+    for wrong in (record, replace(record, labels=record.labels[1::2])):
+        with pytest.raises(AssertionError):
+            notebook.check_labels([wrong], some)
+
+
+def test_demonstrations_of_a_script_are_what_was_executed_and_those_of_a_model_are_counted(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    mended = cohort(broken=3)
+    notebook.check_demonstrations([cohort()], LAPTOP)
+    with pytest.raises(AssertionError, match="agrees with itself"):
+        notebook.check_demonstrations([mended], LAPTOP)
+    capsys.readouterr()
+    notebook.check_demonstrations([mended, cohort(name="other")], SERVED)
+    said = "1 of 10 labels differ from what the teacher executed, 1 of them where its turn was malformed"
+    assert said in capsys.readouterr().out
+    found = tally([mended], "every", 1)
+    assert (found.asked, found.labels, found.differing, found.after_malformed) == (5, 5, 1, 1) and found.complete
+
+
+def test_labels_beyond_the_context_are_refused_or_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    notebook.check_lengths([0, 0], LAPTOP)
+    for dropped in ([0, 1], [float("nan")]):
+        with pytest.raises(AssertionError, match="longer than the context"):
+            notebook.check_lengths(dropped, LAPTOP)
+    notebook.check_lengths([0, 3], SERVED)
+    assert "3 labels were longer than the context" in capsys.readouterr().out
