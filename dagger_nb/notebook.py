@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 
 from dagger_nb import config, paths
-from dagger_nb.config import LabelSettings, Settings
+from dagger_nb.config import GENERATED, LabelSettings, Settings
 from dagger_nb.crew import executor
+from dagger_nb.evaluation.grades import Grade
 from dagger_nb.fleet import Executor
 from dagger_nb.labelling import tally
 from dagger_nb.store import CohortRecord
@@ -53,6 +54,29 @@ def check(holds: bool, claim: str) -> None:
     """One line of a Checks cell: print the claim that holds, or stop the notebook with the one that does not."""
     assert holds, f"this check failed: {claim}"
     print(f"ok: {claim}")
+
+
+def check_controls(
+    gold: Sequence[Grade], again: Sequence[Grade], note: Sequence[Grade], settings: Settings
+) -> tuple[str, ...]:
+    """Check that gold patches are resolved and patches that only leave a note are not; returns doubtful instances.
+
+    Generated tasks must all do so. Of real ones some are broken or flaky, or their image cannot be had: these are named
+    and counted, and stop the notebook only where no instance is left whose verdicts mean something. `again` is a second
+    grading of the gold patches, in which flaky instances may show.
+    """
+    unresolved = {grade.instance_id: f"gold: {grade.status.value}" for grade in gold if not grade.resolved}
+    noted = {grade.instance_id: "resolved by a note" for grade in note if grade.resolved}
+    if settings.tasks.source == GENERATED:
+        check(not unresolved, "every gold patch is resolved")
+        check(not noted, "a note is no repair")
+        return ()
+    flaky = {grade.instance_id: f"gold, graded again: {grade.status.value}" for grade in again if not grade.resolved}
+    doubtful = noted | flaky | unresolved
+    names = ", ".join(f"{name} ({why})" for name, why in sorted(doubtful.items())) or "none"
+    print(f"gold patches resolved: {len(gold) - len(unresolved)} of {len(gold)}; doubtful instances: {names}")
+    check(any(grade.instance_id not in doubtful for grade in gold), "an instance is left that is not doubtful")
+    return tuple(sorted(doubtful))
 
 
 def check_labels(records: Iterable[CohortRecord], settings: Settings) -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from dagger_nb import config, notebook
+from dagger_nb.evaluation.grades import Grade, Status
 from dagger_nb.labelling import tally
 from dagger_nb.records import Action, Label, Missing, StopReason, Trajectory, Turn
 from dagger_nb.store import CohortRecord
@@ -87,3 +88,34 @@ def test_labels_beyond_the_context_are_refused_or_counted(capsys: pytest.Capture
             notebook.check_lengths(dropped, LAPTOP)
     notebook.check_lengths([0, 3], SERVED)
     assert "3 labels were longer than the context" in capsys.readouterr().out
+
+
+def grades(**statuses: Status) -> list[Grade]:
+    return [Grade(name, status) for name, status in statuses.items()]
+
+
+GOOD, BAD, LOST = Status.RESOLVED, Status.UNRESOLVED, Status.INFRASTRUCTURE
+
+
+def test_every_gold_patch_of_a_generated_task_is_resolved_and_no_note_is() -> None:
+    good, bad = grades(a=GOOD, b=GOOD), grades(a=BAD, b=BAD)
+    assert notebook.check_controls(good, good, bad, LAPTOP) == ()
+    for status in (BAD, LOST, Status.PATCH_FAILED):
+        with pytest.raises(AssertionError, match="every gold patch is resolved"):
+            notebook.check_controls(grades(a=GOOD, b=status), good, bad, LAPTOP)
+    with pytest.raises(AssertionError, match="a note is no repair"):
+        notebook.check_controls(good, good, grades(a=BAD, b=GOOD), LAPTOP)
+
+
+def test_doubtful_real_instances_are_named_and_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    assert SERVED.tasks.source == "swe-gym"
+    gold, again = grades(a=GOOD, b=BAD, c=LOST, d=GOOD, e=GOOD), grades(a=GOOD, b=BAD, c=GOOD, d=GOOD, e=BAD)
+    note = grades(a=BAD, b=BAD, c=LOST, d=GOOD, e=BAD)
+    assert notebook.check_controls(gold, again, note, SERVED) == ("b", "c", "d", "e")
+    said = capsys.readouterr().out
+    assert "resolved: 3 of 5; doubtful instances: b (gold: unresolved), c (gold: infrastructure)" in said
+    assert "d (resolved by a note), e (gold, graded again: unresolved)" in said
+    good, bad = grades(a=GOOD), grades(a=BAD)
+    assert notebook.check_controls(good, good, bad, SERVED) == ()
+    with pytest.raises(AssertionError, match="not doubtful"):
+        notebook.check_controls(bad, bad, bad, SERVED)
