@@ -27,7 +27,7 @@ from dagger_nb.store import CohortRecord, write_text
 
 PRIMARY = {"split": "test", "recipe": "dagger", "baseline": "sft"}  # the one difference asked for before any is seen
 ALPHA = 0.05  # chance of a false claim
-TURN_BINS = (0, 3, 6, 9, 12, 16, 20, 25, 30, 40)  # edges of turn indices
+TURN_BINS = (0, 3, 6, 9, 12, 16, 20, 25, 30, 40)  # edges of turn indices; longer episodes: `turn_edges`
 
 NAMES = (
     "outcomes", "disagreement", "protocol", "dose", "lessons", "recovery", "slips", "fits", "losses", "bill", "calls",
@@ -92,12 +92,22 @@ def losses(experiment: Experiment) -> pd.DataFrame:
     return pd.DataFrame([{"step": step} | row for step, row in enumerate(rows, start=1)])
 
 
+def turn_edges(turns: int) -> tuple[int, ...]:
+    """Edges of bins that leave out no turn of an episode of at most `turns`: TURN_BINS, and bins of 20 after them.
+
+    >>> turn_edges(40) == TURN_BINS, turn_edges(100)[-4:]
+    (True, (40, 60, 80, 100))
+    """
+    return (*TURN_BINS, *range(TURN_BINS[-1] + 20, turns + 20, 20))
+
+
 def exam_tables(experiment: Experiment, exam_name: str) -> dict[str, pd.DataFrame]:
     """What an exam found: outcomes, disagreement by turn, protocol errors, recovery, and slips where there were any."""
     exam, records = EXAMS[exam_name], experiment.examine(exam_name)
     if exam.shadow:
+        bins = turn_edges(experiment.settings.episode.max_turns)
         shadows = {key: action for record in records for key, action in record.shadows.items()}
-        by_turn = diagnostics.shadow_disagreement_by_turn(all_trajectories(records), shadows, bins=TURN_BINS)
+        by_turn = diagnostics.shadow_disagreement_by_turn(all_trajectories(records), shadows, bins=bins)
         return {"disagreement": _marked(by_turn, experiment, exam_name, states="teacher-visited")}
     grades = experiment.grade(exam_name)
     found = _judged(experiment, exam_name, records, grades)
@@ -113,7 +123,8 @@ def _judged(
     experiment: Experiment, exam_name: str, records: Sequence[CohortRecord], grades: Sequence[Grade]
 ) -> dict[str, pd.DataFrame]:
     trajectories, labels = list(all_trajectories(records)), list(all_labels(records))
-    by_turn = diagnostics.disagreement_by_turn(trajectories, labels, bins=TURN_BINS)
+    bins = turn_edges(experiment.settings.episode.max_turns)
+    by_turn = diagnostics.disagreement_by_turn(trajectories, labels, bins=bins)
     resolved = _verdicts(records, grades)
     judged = [trajectory for trajectory in trajectories if trajectory.key in resolved]
     return {
