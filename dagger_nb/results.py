@@ -13,15 +13,15 @@ from pathlib import Path
 import pandas as pd
 
 from dagger_nb import paths
-from dagger_nb.config import Settings
+from dagger_nb.config import GENERATED, Settings
 from dagger_nb.errors import DataError
-from dagger_nb.evaluation import diagnostics, protocol, tables
+from dagger_nb.evaluation import diagnostics, digging, protocol, tables
 from dagger_nb.evaluation.grades import Grade, Status
 from dagger_nb.evaluation.predictions import Prediction, read_predictions
 from dagger_nb.experiment import EXAMS, Experiment, all_labels, all_trajectories, identity
 from dagger_nb.fleet import Executor
 from dagger_nb.recipes import RECIPES
-from dagger_nb.records import digest
+from dagger_nb.records import Task, digest
 from dagger_nb.statistics import holm, wilson
 from dagger_nb.store import CohortRecord, write_text
 
@@ -31,6 +31,7 @@ TURN_BINS = (0, 3, 6, 9, 12, 16, 20, 25, 30, 40)  # edges of turn indices; longe
 
 NAMES = (
     "outcomes", "disagreement", "protocol", "dose", "lessons", "recovery", "slips", "fits", "losses", "bill", "calls",
+    "digging",
 )  # fmt: skip
 
 # Which exams each recipe sits; notebooks 03 and 04 hold them and `plan` predicts them.
@@ -52,6 +53,7 @@ def examine(experiment: Experiment) -> dict[str, pd.DataFrame]:
         else:
             experiment.log(f"{experiment.recipe.name} {name}: skipped, this profile gives it no tasks")
     found.append({name: _marked(table, experiment) for name, table in experiment.bill().items()})
+    found.append(digging_tables(experiment))
     return {name: pd.concat([tables[name] for tables in found if name in tables]) for name in _names_in(found)}
 
 
@@ -72,6 +74,29 @@ def training_tables(experiment: Experiment) -> dict[str, pd.DataFrame]:
         "losses": losses(experiment),
     }
     return {name: _marked(table, experiment) for name, table in found.items() if len(table)}
+
+
+def digging_tables(experiment: Experiment) -> dict[str, pd.DataFrame]:
+    """Who looked the fix up, in an exam or (`exam` is then "rounds") in training: the table "digging".
+
+    There is none for generated tasks: their repositories have neither a history nor a copy elsewhere.
+    """
+    if experiment.settings.tasks.source == GENERATED:
+        return {}
+    rounds = range(1, experiment.recipe.rounds + 1)
+    found = []
+    if rounds:
+        tasks = [task for round_ in rounds for task in experiment.training_tasks(round_)]
+        found.append(_dug(experiment, "rounds", tasks, [r for round_ in rounds for r in experiment.collect(round_)]))
+    for name in PROGRAMME[experiment.recipe.name]:
+        if tasks := experiment.exam_tasks(name):
+            found.append(_dug(experiment, name, tasks, experiment.examine(name)))
+    return {"digging": pd.concat(found)}
+
+
+def _dug(experiment: Experiment, part: str, tasks: Sequence[Task], records: Sequence[CohortRecord]) -> pd.DataFrame:
+    table = digging.summary(all_trajectories(records), {task.instance_id: task for task in tasks})
+    return _marked(table, experiment, part)
 
 
 def _fit_row(report: Mapping[str, object], round_: int) -> dict[str, object]:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
@@ -280,6 +281,31 @@ def test_an_exam_of_long_episodes_leaves_out_no_turn(tiny_base, own_home, monkey
     monkeypatch.setattr(found, "examine", lambda *_, **__: [record])
     table = results.exam_tables(found, "test")["disagreement"]
     assert table.turns.sum() == 4 and table.last_turn.tolist() == [2, 39, 59, 99]
+
+
+def test_episodes_of_real_repositories_are_scanned_for_digging_and_those_of_generated_ones_are_not(
+    tiny_base, own_home, monkeypatch
+):
+    """Where a repository has a history, each exam has its rows, also where nobody dug."""
+    made = experiment(tiny_base, "base", tasks__test=1)
+    record = spoken(made, {0: "ls", 1: "git log --all"})
+    settings = replace(made.settings, tasks=replace(made.settings.tasks, source="swe-gym"))
+    real, taught = (Experiment(name, settings, Here(), silent) for name in ("base", "sft"))
+    monkeypatch.setattr("dagger_nb.experiment.tasks_of", lambda source, split, count, **_: tasks("test", 1)[:count])
+    monkeypatch.setattr(results, "exam_tables", lambda *_: {})
+    monkeypatch.setattr(taught, "collect", lambda _: [record, record])
+    for found in (made, real, taught):
+        monkeypatch.setattr(found, "examine", lambda *_, **__: [record])
+    assert "digging" not in results.examine(made)
+    table = results.examine(real)["digging"]
+    assert set(table.exam) == {name for name in results.PROGRAMME["base"] if real.exam_tasks(name)}
+    (row,) = table.query("exam == 'test' and kind == 'all refs'").to_dict("records")
+    assert (row["recipe"], row["seed"], row["digging"], row["example"]) == ("base", 0, 1, "git log --all")
+    (row,) = results.digging_tables(taught)["digging"].query("exam == 'rounds' and kind == 'any'").to_dict("records")
+    assert (row["recipe"], row["actor"], row["episodes"], row["turns"]) == ("sft", "student", 2, 1)
+    for _ in range(2):
+        results.save(own_home, {"digging": table})
+    assert len(pd.read_csv(own_home / "digging.csv")) == len(table)
 
 
 def test_an_exam_of_another_test_runner_is_graded_by_the_official_command_line(tiny_base, own_home, monkeypatch):
