@@ -168,7 +168,7 @@ def _find_run(name: str) -> Path:
     for folder in (Path(name), paths.runs() / name):
         if folder.is_dir():
             return folder
-    known = sorted(path.name for path in paths.runs().glob("*")) if paths.runs().is_dir() else []
+    known = sorted(path.name for path in paths.runs().glob("*/"))
     raise ConfigError(f"no run folder {name!r}{config.nearest(name, known)}; there are: {', '.join(known) or 'none'}")
 
 

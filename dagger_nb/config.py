@@ -114,7 +114,7 @@ class StudentSettings:
     """The student's checkpoint (a folder relative to the project, or a hub id), how it is packed, and who runs it."""
 
     path: str = "data/base"
-    revision: str = ""  # of a hub id: a commit to pin; empty takes the newest and records it
+    revision: str = ""  # of a hub id: a commit to pin; empty takes the newest and records it (`revisions`)
     template: str = ""  # file of a chat template in the place of the checkpoint's own, relative to the project
     quantise: bool = True  # NF4 base
     back_end: Annotated[str, OneOf(("local", "vllm"))] = "local"

@@ -58,7 +58,8 @@ class ServedCrew(Executor):
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.renderer = renderer_of(str(paths.checkpoint(settings.student.path)), settings.student.template)
+        student = settings.student
+        self.renderer = renderer_of(str(paths.checkpoint(student.path)), student.template, student.revision)
         self._servers = ExitStack()
         self._up: list[Server] = []
         self._student: Server | None = None

@@ -25,6 +25,7 @@ from dagger_nb.mixing import STUDENT_ALONE, TEACHER_ALONE, Mixer
 from dagger_nb.policies.protocol import Sampling
 from dagger_nb.recipes import Recipe, recipe
 from dagger_nb.records import Label, StopReason, Task, Trajectory, digest
+from dagger_nb.revisions import recorded
 from dagger_nb.sandboxes import factory_for
 from dagger_nb.store import CohortRecord, RunStore, read_json, round_group, rounds_to_train_on, write_json
 from dagger_nb.students import Version, quiet, renderer_of
@@ -75,7 +76,7 @@ class Experiment:
         quiet()
         self._tried: set[tuple[str, int]] = set()  # cohorts that this process ran; none is run twice
         self.base = str(paths.checkpoint(settings.student.path))
-        self.renderer = renderer_of(self.base, settings.student.template)
+        self.renderer = renderer_of(self.base, settings.student.template, settings.student.revision)
 
     # -- the rounds
 
@@ -153,10 +154,10 @@ class Experiment:
         """The student after a round; round 0 is the untrained base."""
         student = self.settings.student
         if round_ == 0:
-            return Version(self.base, None, student.quantise, template=student.template)
+            return Version(self.base, None, student.quantise, template=student.template, revision=student.revision)
         folder = self.adapter_folder(round_)
         name = read_json(folder / "fit.json")["adapter"][:12]
-        return Version(self.base, str(folder), student.quantise, name, student.template)
+        return Version(self.base, str(folder), student.quantise, name, student.template, student.revision)
 
     def fit_report(self, round_: int) -> dict[str, Any]:
         """What the training of a round was and how it went (losses, labels, lessons, tokens, seconds)."""
@@ -358,7 +359,15 @@ def provenance(settings: Settings) -> dict[str, Any]:
         "sandbox": guarantees,
         "tasks": hub.origin(settings.tasks.source),
         "settings": settings.to_dict(),
-    }
+    } | _commits(settings)
+
+
+def _commits(settings: Settings) -> dict[str, Any]:
+    """The commits of the hub's models that this machine loaded; nothing where all of them are folders."""
+    models = {"student": settings.student} | ({} if settings.teacher.endpoint else {"teacher": settings.teacher})
+    found = {role: recorded(str(paths.checkpoint(model.path)), model.revision) for role, model in models.items()}
+    known = {role: commit for role, commit in found.items() if commit}
+    return {"models": known} if known else {}
 
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "swebench", "pytest", "numpy")

@@ -13,24 +13,25 @@ from pathlib import Path
 import pandas as pd
 
 from dagger_nb import paths
-from dagger_nb.config import Settings
+from dagger_nb.config import GENERATED, Settings
 from dagger_nb.errors import DataError
-from dagger_nb.evaluation import diagnostics, protocol, tables
+from dagger_nb.evaluation import diagnostics, digging, protocol, tables
 from dagger_nb.evaluation.grades import Grade, Status
 from dagger_nb.evaluation.predictions import Prediction, read_predictions
 from dagger_nb.experiment import EXAMS, Experiment, all_labels, all_trajectories, identity
 from dagger_nb.fleet import Executor
 from dagger_nb.recipes import RECIPES
-from dagger_nb.records import digest
+from dagger_nb.records import Task, digest
 from dagger_nb.statistics import holm, wilson
 from dagger_nb.store import CohortRecord, write_text
 
 PRIMARY = {"split": "test", "recipe": "dagger", "baseline": "sft"}  # the one difference asked for before any is seen
 ALPHA = 0.05  # chance of a false claim
-TURN_BINS = (0, 3, 6, 9, 12, 16, 20, 25, 30, 40)  # edges of turn indices
+TURN_BINS = (0, 3, 6, 9, 12, 16, 20, 25, 30, 40)  # edges of turn indices; longer episodes: `turn_edges`
 
 NAMES = (
     "outcomes", "disagreement", "protocol", "dose", "lessons", "recovery", "slips", "fits", "losses", "bill", "calls",
+    "digging",
 )  # fmt: skip
 
 # Which exams each recipe sits; notebooks 03 and 04 hold them and `plan` predicts them.
@@ -52,6 +53,7 @@ def examine(experiment: Experiment) -> dict[str, pd.DataFrame]:
         else:
             experiment.log(f"{experiment.recipe.name} {name}: skipped, this profile gives it no tasks")
     found.append({name: _marked(table, experiment) for name, table in experiment.bill().items()})
+    found.append(digging_tables(experiment))
     return {name: pd.concat([tables[name] for tables in found if name in tables]) for name in _names_in(found)}
 
 
@@ -74,6 +76,29 @@ def training_tables(experiment: Experiment) -> dict[str, pd.DataFrame]:
     return {name: _marked(table, experiment) for name, table in found.items() if len(table)}
 
 
+def digging_tables(experiment: Experiment) -> dict[str, pd.DataFrame]:
+    """Who looked the fix up, in an exam or (`exam` is then "rounds") in training: the table "digging".
+
+    There is none for generated tasks: their repositories have neither a history nor a copy elsewhere.
+    """
+    if experiment.settings.tasks.source == GENERATED:
+        return {}
+    rounds = range(1, experiment.recipe.rounds + 1)
+    found = []
+    if rounds:
+        tasks = [task for round_ in rounds for task in experiment.training_tasks(round_)]
+        found.append(_dug(experiment, "rounds", tasks, [r for round_ in rounds for r in experiment.collect(round_)]))
+    for name in PROGRAMME[experiment.recipe.name]:
+        if tasks := experiment.exam_tasks(name):
+            found.append(_dug(experiment, name, tasks, experiment.examine(name)))
+    return {"digging": pd.concat(found)}
+
+
+def _dug(experiment: Experiment, part: str, tasks: Sequence[Task], records: Sequence[CohortRecord]) -> pd.DataFrame:
+    table = digging.summary(all_trajectories(records), {task.instance_id: task for task in tasks})
+    return _marked(table, experiment, part)
+
+
 def _fit_row(report: Mapping[str, object], round_: int) -> dict[str, object]:
     wanted = ("examples", "labels", "lessons", "dropped", "tokens", "predictions", "seconds", "episodes_dropped")
     log = report["log"]
@@ -92,12 +117,22 @@ def losses(experiment: Experiment) -> pd.DataFrame:
     return pd.DataFrame([{"step": step} | row for step, row in enumerate(rows, start=1)])
 
 
+def turn_edges(turns: int) -> tuple[int, ...]:
+    """Edges of bins that leave out no turn of an episode of at most `turns`: TURN_BINS, and bins of 20 after them.
+
+    >>> turn_edges(40) == TURN_BINS, turn_edges(100)[-4:]
+    (True, (40, 60, 80, 100))
+    """
+    return (*TURN_BINS, *range(TURN_BINS[-1] + 20, turns + 20, 20))
+
+
 def exam_tables(experiment: Experiment, exam_name: str) -> dict[str, pd.DataFrame]:
     """What an exam found: outcomes, disagreement by turn, protocol errors, recovery, and slips where there were any."""
     exam, records = EXAMS[exam_name], experiment.examine(exam_name)
     if exam.shadow:
+        bins = turn_edges(experiment.settings.episode.max_turns)
         shadows = {key: action for record in records for key, action in record.shadows.items()}
-        by_turn = diagnostics.shadow_disagreement_by_turn(all_trajectories(records), shadows, bins=TURN_BINS)
+        by_turn = diagnostics.shadow_disagreement_by_turn(all_trajectories(records), shadows, bins=bins)
         return {"disagreement": _marked(by_turn, experiment, exam_name, states="teacher-visited")}
     grades = experiment.grade(exam_name)
     found = _judged(experiment, exam_name, records, grades)
@@ -113,7 +148,8 @@ def _judged(
     experiment: Experiment, exam_name: str, records: Sequence[CohortRecord], grades: Sequence[Grade]
 ) -> dict[str, pd.DataFrame]:
     trajectories, labels = list(all_trajectories(records)), list(all_labels(records))
-    by_turn = diagnostics.disagreement_by_turn(trajectories, labels, bins=TURN_BINS)
+    bins = turn_edges(experiment.settings.episode.max_turns)
+    by_turn = diagnostics.disagreement_by_turn(trajectories, labels, bins=bins)
     resolved = _verdicts(records, grades)
     judged = [trajectory for trajectory in trajectories if trajectory.key in resolved]
     return {

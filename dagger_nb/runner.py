@@ -364,9 +364,9 @@ def _finished(state: Path, job: _Job) -> float | None:
 
 
 def inputs_digest() -> str:
-    """SHA-256 (hex) of the package's source and the committed inputs (data/ without runs, caches and results)."""
+    """SHA-256 (hex) of the package's source and the committed inputs (data/ without runs, caches, answers, results)."""
     package = Path(__file__).resolve().parent
-    written = {"runs", "cache", "results"}
+    written = {"runs", "cache", "answers", "results"}
     files = [f for f in package.rglob("*") if f.suffix != ".pyc"]
     files += [f for f in paths.data().rglob("*") if f.relative_to(paths.data()).parts[0] not in written]
     total = hashlib.sha256()

@@ -10,6 +10,7 @@ from dagger_nb import paths
 from dagger_nb.errors import DataError
 from dagger_nb.policies.local import ATTENTION, Cohort
 from dagger_nb.rendering import Renderer
+from dagger_nb.revisions import commit_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,7 @@ class Version:
     quantise: bool = True
     name: str = "base"
     template: str = ""  # see `renderer_of`
+    revision: str = ""  # of a hub id, see `commit_of`
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +49,13 @@ def quiet() -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
-def renderer_of(base: str, template: str = "") -> Renderer:
+def renderer_of(base: str, template: str = "", revision: str = "") -> Renderer:
     """The renderer of a base's tokenizer and chat template, or of the template in a file of the project.
 
+    `revision` is of a hub id: its commit is that of the weights.
+
     Raises:
+        EnvironmentProblem: neither a folder nor a hub id that can be had.
         DataError: there is no tokenizer or no such file, or the template rewrites earlier messages.
     """
     from transformers import AutoTokenizer
@@ -59,7 +64,7 @@ def renderer_of(base: str, template: str = "") -> Renderer:
         raise DataError(
             f"{base} holds no tokenizer (tokenizer.json); rebuild it with `python -m dagger_nb.base.pretrain`"
         )
-    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer = AutoTokenizer.from_pretrained(base, revision=commit_of(base, revision) or None)
     if template:
         file = paths.project() / template
         if not file.is_file():
@@ -74,10 +79,11 @@ def load_for_acting(version: Version) -> LocalStudent:
 
     from dagger_nb.training.model import load_adapter, load_student, merged_full_precision
 
-    model = load_student(version.base, quantise=version.quantise)
+    commit = commit_of(version.base, version.revision)
+    model = load_student(version.base, quantise=version.quantise, revision=commit)
     if version.adapter:
         model = merged_full_precision(load_adapter(model, Path(version.adapter)))
     elif version.quantise:
         model = model.dequantize(torch.float32)
     model.eval().set_attn_implementation(ATTENTION)
-    return LocalStudent(version, model, renderer_of(version.base, version.template))
+    return LocalStudent(version, model, renderer_of(version.base, version.template, version.revision))

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dagger_nb.evaluation.digging import COLUMNS, findings, kinds_of
-from dagger_nb.records import Action, StopReason, Trajectory, Turn
+from dagger_nb.evaluation.digging import COLUMNS, findings, kinds_of, summary
+from dagger_nb.records import Action, StopReason, Task, Trajectory, Turn
 from dagger_nb.tasks import generate
 
 DIGGING = {
@@ -68,14 +68,19 @@ def test_any_text_is_scanned(text):
     assert kinds_of(text, "sums") == kinds_of(text, "sums")
 
 
+def episode(task: Task, attempt: int, *said: tuple[str, str]) -> Trajectory:
+    """An episode of these (actor, command)."""
+    turns = tuple(
+        Turn(at, actor, Action("", "execute_bash", {"command": text}), "", (1,), 1)
+        for at, (actor, text) in enumerate(said)
+    )
+    return Trajectory(task.instance_id, attempt, 1, "base", turns, StopReason.FINISH, "", 10)
+
+
 def test_findings_are_rows_with_their_turn_and_who_acted():
     task = generate("dev", 0)
-    commands = ("git log --all; git reflog", "ls", "curl example.org")
-    turns = tuple(
-        Turn(number, actor, Action("", "execute_bash", {"command": command}), "", (1,), 1)
-        for number, (actor, command) in enumerate(zip(("student", "teacher", "student"), commands, strict=True))
-    )
-    path = Trajectory(task.instance_id, 2, 1, "base", turns, StopReason.FINISH, "", 10)
+    said = ("student", "git log --all; git reflog"), ("teacher", "ls"), ("student", "curl example.org")
+    path = episode(task, 2, *said)
     table = findings([path], {task.instance_id: task})
     assert tuple(table.columns) == COLUMNS
     assert list(zip(table.turn, table.actor, table.kind, strict=True)) == [
@@ -85,3 +90,20 @@ def test_findings_are_rows_with_their_turn_and_who_acted():
     ]
     assert set(table.attempt) == {2} and set(table.instance_id) == {task.instance_id}
     assert tuple(findings([], {}).columns) == COLUMNS
+
+
+def test_a_summary_counts_episodes_and_turns_once_and_says_that_nobody_dug():
+    task = generate("dev", 0)
+    paths = [
+        episode(task, 0, ("student", "git log --all; git reflog"), ("teacher", "ls"), ("student", "git tag")),
+        episode(task, 1, ("student", "ls"), ("student", "git reflog")),
+        episode(task, 2, ("student", "ls")),
+    ]
+    table = summary(paths, {task.instance_id: task})
+    assert table.to_dict("split")["data"] == [
+        ["student", "any", 3, 2, 3, "git log --all; git reflog"],
+        ["student", "all refs", 3, 1, 2, "git log --all; git reflog"],
+        ["student", "reflog", 3, 2, 2, "git log --all; git reflog"],
+        ["teacher", "any", 1, 0, 0, ""],
+    ]
+    assert summary([], {}).empty

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
@@ -23,7 +24,7 @@ from dagger_nb.experiment import EXAMS, Experiment
 from dagger_nb.fleet import CohortJob, Executor, Fleet, run_job
 from dagger_nb.mixing import BernoulliMixer, SwitchMixer
 from dagger_nb.recipes import RECIPES, recipe
-from dagger_nb.records import StopReason
+from dagger_nb.records import Action, Label, StopReason, Trajectory, Turn
 from dagger_nb.sandboxes import local_factory
 from dagger_nb.store import CohortRecord
 from dagger_nb.tasks import generate, tasks
@@ -261,6 +262,50 @@ def test_an_infrastructure_failure_is_no_failed_task(tiny_base, own_home, monkey
     assert not list(found.store.root.rglob("predictions.jsonl"))[0].read_text()  # nobody may count it as an empty patch
     tables = results.exam_tables(found, "test")
     assert tables["outcomes"].empty and tables["recovery"].episodes.sum() == 0
+
+
+def spoken(found: Experiment, commands: dict[int, str]) -> CohortRecord:
+    """One episode of the test's first task in which the student gives these commands at these turns, all labelled."""
+    task = found.exam_tasks("test")[0].instance_id
+    turns = tuple(
+        Turn(at, "student", Action("", "execute_bash", {"command": command}), "", (1,), 1)
+        for at, command in commands.items()
+    )
+    labels = tuple(Label(task, 0, 0, "base", t.index, t.actor, None, "t", "", t.action, (1,), False) for t in turns)
+    return CohortRecord((Trajectory(task, 0, 0, "base", turns, StopReason.TURNS, "", 10),), labels, {})
+
+
+def test_an_exam_of_long_episodes_leaves_out_no_turn(tiny_base, own_home, monkeypatch):
+    found = experiment(tiny_base, "base", tasks__test=1, episode__max_turns=100)
+    record = spoken(found, dict.fromkeys((0, 39, 40, 99), "ls"))
+    monkeypatch.setattr(found, "examine", lambda *_, **__: [record])
+    table = results.exam_tables(found, "test")["disagreement"]
+    assert table.turns.sum() == 4 and table.last_turn.tolist() == [2, 39, 59, 99]
+
+
+def test_episodes_of_real_repositories_are_scanned_for_digging_and_those_of_generated_ones_are_not(
+    tiny_base, own_home, monkeypatch
+):
+    """Where a repository has a history, each exam has its rows, also where nobody dug."""
+    made = experiment(tiny_base, "base", tasks__test=1)
+    record = spoken(made, {0: "ls", 1: "git log --all"})
+    settings = replace(made.settings, tasks=replace(made.settings.tasks, source="swe-gym"))
+    real, taught = (Experiment(name, settings, Here(), silent) for name in ("base", "sft"))
+    monkeypatch.setattr("dagger_nb.experiment.tasks_of", lambda source, split, count, **_: tasks("test", 1)[:count])
+    monkeypatch.setattr(results, "exam_tables", lambda *_: {})
+    monkeypatch.setattr(taught, "collect", lambda _: [record, record])
+    for found in (made, real, taught):
+        monkeypatch.setattr(found, "examine", lambda *_, **__: [record])
+    assert "digging" not in results.examine(made)
+    table = results.examine(real)["digging"]
+    assert set(table.exam) == {name for name in results.PROGRAMME["base"] if real.exam_tasks(name)}
+    (row,) = table.query("exam == 'test' and kind == 'all refs'").to_dict("records")
+    assert (row["recipe"], row["seed"], row["digging"], row["example"]) == ("base", 0, 1, "git log --all")
+    (row,) = results.digging_tables(taught)["digging"].query("exam == 'rounds' and kind == 'any'").to_dict("records")
+    assert (row["recipe"], row["actor"], row["episodes"], row["turns"]) == ("sft", "student", 2, 1)
+    for _ in range(2):
+        results.save(own_home, {"digging": table})
+    assert len(pd.read_csv(own_home / "digging.csv")) == len(table)
 
 
 def test_an_exam_of_another_test_runner_is_graded_by_the_official_command_line(tiny_base, own_home, monkeypatch):

@@ -98,6 +98,16 @@ def test_over_seeds_leaves_one_seed_as_it_is_and_an_empty_group_without_a_share(
     assert results.over_seeds(nothing, ["recipe", "first_turn"], **arguments).share.isna().all()
 
 
+def test_the_bins_of_turns_hold_every_turn_and_those_of_short_episodes_never_change():
+    short = (0, 3, 6, 9, 12, 16, 20, 25, 30, 40)  # what the published tables were made with
+    for turns in (1, 4, 30, 40):
+        assert results.turn_edges(turns) == short
+    assert results.turn_edges(41) == (*short, 60)
+    for turns in (41, 60, 61, 99, 100, 500):
+        edges = results.turn_edges(turns)
+        assert edges[: len(short)] == short and edges[-2] < turns <= edges[-1]
+
+
 def test_a_folder_that_lacks_a_recipe_says_what_to_run(tmp_path):
     results.save(tmp_path, {"outcomes": pd.DataFrame({"recipe": ["sft"], "seed": [0], "exam": ["test"]})})
     assert set(results.load(tmp_path, recipes=("sft",))) == {"outcomes"}

@@ -201,8 +201,10 @@ def test_a_changed_package_or_input_is_noticed(tmp_path: Path, monkeypatch: pyte
         (tmp_path / name).write_text("content")
         seen.append(runner.inputs_digest())
     assert len(set(seen)) == 4
-    (data / "runs" / "written.jsonl").write_text("by a run")
-    assert runner.inputs_digest() == seen[-1]
+    for name in ("runs/written.jsonl", "cache/observations.sqlite", "answers/answers.sqlite", "results/outcomes.csv"):
+        (data / name).parent.mkdir(exist_ok=True)
+        (data / name).write_text("by a run")
+        assert runner.inputs_digest() == seen[-1], name
 
 
 def test_force_runs_again(two_books: Callable) -> None:

@@ -29,7 +29,9 @@ _URL = re.compile(r"https?://|git\+|git@|ssh://")
 _NEEDS_VALUE = {"-C", "-c", "--git-dir", "--work-tree", "--namespace"}  # options of git itself, before its command
 _BEFORE = set("sudo time env exec command nohup xargs do then else if elif while until !".split())
 _SEPARATORS = {";", "&", "&&", "|", "||", "|&", "(", ")", "\n", ";;", "{", "}"}
+ANY = "any"  # of all kinds together
 COLUMNS = ("round", "instance_id", "attempt", "turn", "actor", "kind", "command")
+_TURN = ["round", "instance_id", "attempt", "turn"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,27 @@ def findings(trajectories: Iterable[Trajectory], tasks: Mapping[str, Task]) -> p
         for kind in kinds_of(command(turn), _package(tasks.get(path.instance_id)))
     ]
     return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def summary(trajectories: Iterable[Trajectory], tasks: Mapping[str, Task]) -> pd.DataFrame:
+    """Who tried, how often and with what: a row for each actor and kind, and one of all kinds also where nobody did.
+
+    Returns:
+        actor, kind, episodes (in which the actor acted), digging (of them, with such a turn), turns, and the first
+        command as `example`.
+    """
+    paths = list(trajectories)
+    found = findings(paths, tasks)
+    rows = []
+    for actor in sorted({turn.actor for path in paths for turn in path.turns}):
+        episodes = sum(any(turn.actor == actor for turn in path.turns) for path in paths)
+        own = found[found.actor == actor]
+        for kind in (ANY, *sorted(own.kind.unique())):
+            part = own if kind == ANY else own[own.kind == kind]
+            turns = len(part.drop_duplicates(_TURN))
+            counts = {"episodes": episodes, "digging": len(part.drop_duplicates(_TURN[:-1])), "turns": turns}
+            rows.append({"actor": actor, "kind": kind} | counts | {"example": next(iter(part.command), "")})
+    return pd.DataFrame(rows)
 
 
 def kinds_of(text: str, package: str = "") -> tuple[str, ...]:

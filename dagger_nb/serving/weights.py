@@ -13,8 +13,9 @@ import tempfile
 from pathlib import Path
 
 from dagger_nb import paths
-from dagger_nb.errors import ConfigError, EnvironmentProblem
+from dagger_nb.errors import ConfigError
 from dagger_nb.records import digest
+from dagger_nb.revisions import commit_of, no_checkpoint
 from dagger_nb.serving.engine import Engine
 from dagger_nb.store import file_sha256
 
@@ -27,7 +28,7 @@ def served_folder(base: str, *, weights: str, quantise: bool, engine: Engine, re
     """The checkpoint to serve for a student whose base was trained on as NF4 (`quantise`) or as it is.
 
     `weights` is `serving.weights`; "dequantised" writes the unpacked checkpoint once into the cache. `revision` is of
-    a hub id, empty for the newest.
+    a hub id, as `commit_of` takes it.
 
     Raises:
         ConfigError: weights that differ from those that adapters are trained on, or that the engine cannot load.
@@ -64,13 +65,11 @@ def local_checkpoint(base: str, revision: str = "") -> Path:
         return Path(base).absolute()
     from huggingface_hub import snapshot_download
 
+    commit = commit_of(base, revision)
     try:
-        return Path(snapshot_download(base, revision=revision or None, allow_patterns=_WANTED))
+        return Path(snapshot_download(base, revision=commit, allow_patterns=_WANTED))
     except (OSError, ValueError) as error:
-        raise EnvironmentProblem(
-            f"no checkpoint {base!r}: it is no folder, and the hub did not give it ({type(error).__name__}); "
-            "check student.path, the network, and HF_TOKEN for a gated model"
-        ) from error
+        raise no_checkpoint(base, error) from error
 
 
 def content_digest(folder: Path) -> str:

@@ -12,6 +12,7 @@ import torch
 from dagger_nb.config import Settings
 from dagger_nb.records import Label, StopReason, Task, Trajectory
 from dagger_nb.rendering import Renderer
+from dagger_nb.revisions import commit_of
 from dagger_nb.store import CohortRecord, write_json
 from dagger_nb.training.fit import FitResult, fit
 from dagger_nb.training.model import add_adapter, free_accelerator, load_adapter, load_student, save_adapter
@@ -82,7 +83,8 @@ def _fitted(
 ) -> tuple[FitResult, str]:
     """How the fit went and the digest of the saved adapter; nobody refers to the model any more."""
     device = "cuda" if settings.served and torch.cuda.is_available() else "cpu"
-    model = load_student(base, quantise=settings.student.quantise, device=device, revision=settings.student.revision)
+    commit = commit_of(base, settings.student.revision)
+    model = load_student(base, quantise=settings.student.quantise, device=device, revision=commit)
     model = load_adapter(model, previous, trainable=True) if previous else add_adapter(model, settings.lora, seed=seed)
     context, work = settings.episode.context, _work(folder)
     result = fit(model, examples, settings.training, context=context, output_dir=work, seed=seed, progress=log)
