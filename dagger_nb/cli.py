@@ -20,6 +20,7 @@ from typing import Any
 from dagger_nb.errors import ConfigError, DaggerError
 
 OLDEST_PYTHON = (3, 11)
+SPENDING = ("02", "03", "04")  # notebooks that ask models and train
 
 _EXAMPLES = """examples:
   dagger-nb doctor                                  what this machine has and lacks
@@ -63,6 +64,7 @@ def _reproduce(options: argparse.Namespace) -> int:
     from dagger_nb import paths, report, runner
 
     values = _values(options)
+    _refuse_unready(values)
     profile, seed = values.pop("profile"), values.pop("seed")
     done = runner.reproduce(profile, seed, values, timeout_s=_limit_s(options), force=options.force, say=_say)
     folder, tables = paths.report_folder(profile, seed), paths.result_folder(profile, seed)
@@ -77,10 +79,21 @@ def _run(options: argparse.Namespace) -> int:
     from dagger_nb import paths, runner
 
     source, values = _find_notebook(options.notebook), _values(options)
+    if source.name[:2] in SPENDING:
+        _refuse_unready(values)
     output = paths.report_folder(values["profile"], values["seed"]) / source.name
     result = runner.run_notebook(source, values, output=output, timeout_s=_limit_s(options), say=_say)
     _say(f"finished in {result.seconds:.0f} s: {result.output}")
     return 0
+
+
+def _refuse_unready(values: Mapping[str, Any]) -> None:
+    """Refuse a served profile that this machine lacks something for, before hours and money are spent."""
+    from dagger_nb import config, doctor, paths
+
+    profile, chosen = values["profile"], {"seed": values["seed"]}
+    if config.load(profile, chosen).served:
+        doctor.refuse_unready(profile, chosen, begun=paths.report_folder(profile, values["seed"]).is_dir())
 
 
 def _limit_s(options: argparse.Namespace) -> float:

@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 from dagger_nb import config, paths, store
 from dagger_nb.checks import Check, failed
 from dagger_nb.config import Settings
-from dagger_nb.errors import DaggerError, DataError
+from dagger_nb.errors import DaggerError, DataError, EnvironmentProblem
 from dagger_nb.sandboxes.local import local_factory
 
 DISK_GB = {"smoke": 1.0, "tiny": 2.0, "study": 20.0}  # free space for runs, caches and reports; others are planned
@@ -48,6 +48,15 @@ def examine(profile: str, overrides: Mapping[str, object] | None = None) -> list
         optional_program("nvidia-smi", "GPU", "the Qwen3 profiles"),
         optional_module("vllm", "vLLM", "serving the Qwen3 profiles"),
     ]
+
+
+def refuse_unready(profile: str, overrides: Mapping[str, object], *, begun: bool) -> None:
+    """Raise EnvironmentProblem with every failed check; once a run has begun, it has taken part of its room itself."""
+    lacking = [c for c in examine(profile, overrides) if c.status == "fail" and not (begun and c.room)]
+    if lacking:
+        raise EnvironmentProblem(
+            f"profile {profile} cannot run here; mend what fails, then give the same command again:\n{table(lacking)}"
+        )
 
 
 def own_tasks(settings: Settings) -> list[Check]:
@@ -147,7 +156,7 @@ def disk(needed_gb: float) -> Check:
     what = f"{free:.0f} GB free at {folder}; the profile needs about {needed_gb:.0f}"
     if free >= needed_gb:
         return Check("disk", "ok", what)
-    return Check("disk", "fail", what, f"free some, or set {paths.HOME_VARIABLE} to another disk")
+    return Check("disk", "fail", what, f"free some, or set {paths.HOME_VARIABLE} to another disk", room=True)
 
 
 def write_permission() -> Check:

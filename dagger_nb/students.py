@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dagger_nb import paths
-from dagger_nb.errors import DataError
+from dagger_nb.errors import DataError, EnvironmentProblem
 from dagger_nb.policies.local import ATTENTION, Cohort
 from dagger_nb.rendering import Renderer
 
@@ -51,7 +51,8 @@ def renderer_of(base: str, template: str = "") -> Renderer:
     """The renderer of a base's tokenizer and chat template, or of the template in a file of the project.
 
     Raises:
-        DataError: there is no tokenizer or no such file, or the template rewrites earlier messages.
+        DataError: the folder has no tokenizer, there is no such file, or the template rewrites earlier messages.
+        EnvironmentProblem: the tokenizer of a hub id is not on this machine and cannot be fetched.
     """
     from transformers import AutoTokenizer
 
@@ -59,7 +60,13 @@ def renderer_of(base: str, template: str = "") -> Renderer:
         raise DataError(
             f"{base} holds no tokenizer (tokenizer.json); rebuild it with `python -m dagger_nb.base.pretrain`"
         )
-    tokenizer = AutoTokenizer.from_pretrained(base)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(base)
+    except OSError as error:
+        raise EnvironmentProblem(
+            f"{base}: its tokenizer is not on this machine and cannot be fetched; with a network: hf download {base}; "
+            "without: name its folder as student.path"
+        ) from error
     if template:
         file = paths.project() / template
         if not file.is_file():

@@ -167,6 +167,31 @@ def test_ctrl_c_ends_at_once_and_says_how_to_go_on(home: Path) -> None:
     assert error.strip() == "interrupted; give the same command again to go on"
 
 
+@pytest.mark.parametrize("arguments", [["reproduce"], ["run", "02"], ["run", "04"]])
+def test_a_served_profile_is_refused_with_what_fails_before_anything_runs(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture, arguments: list[str]
+) -> None:
+    for name in ("02_tasks.ipynb", "04_dagger.ipynb"):
+        add_notebook(home, name, f"open({str(home / 'ran')!r}, 'w')")
+    found = [doctor.Check("git", "ok", "here"), doctor.Check("GPU", "fail", "none", "run on a machine with one")]
+    monkeypatch.setattr(doctor, "examine", lambda *_: found)
+    assert cli.main([*arguments, "--profile", "qwen3-4b"]) == 2
+    error = capsys.readouterr().err
+    assert "profile qwen3-4b cannot run here" in error and "fail GPU" in error and "git" not in error
+    assert not (home / "ran").exists() and not (home / "reports").exists()
+
+
+def test_a_served_run_that_goes_on_is_not_refused_for_the_room_it_took(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    add_notebook(home, "02_tasks.ipynb", "1")
+    monkeypatch.setattr(doctor, "examine", lambda *_: [doctor.disk(1e9)])
+    assert cli.main(["run", "02", "--profile", "qwen3-4b"]) == 2
+    assert "fail disk" in capsys.readouterr().err
+    (home / "reports" / "qwen3-4b-s0").mkdir(parents=True)
+    assert cli.main(["run", "02", "--profile", "qwen3-4b"]) == 0
+
+
 # --- show and clean ---------------------------------------------------------------------------------------
 
 

@@ -15,6 +15,8 @@ from test_hub import newer_row, older_row, write_jsonl
 
 from dagger_nb import cli, config, doctor, paths, readiness, scale
 from dagger_nb.config import Settings
+from dagger_nb.errors import EnvironmentProblem
+from dagger_nb.students import renderer_of
 from dagger_nb.tasks import hub
 
 
@@ -128,6 +130,12 @@ def test_a_model_that_is_not_here_is_fetched_or_named(monkeypatch):
     assert "no hub id" in readiness.model("student", "/no/such", "").what
     monkeypatch.setattr(readiness, "unreachable", lambda: "")
     assert readiness.model("student", "some/unknown-model", "").status == "warn"
+
+
+def test_a_tokenizer_that_cannot_be_fetched_is_an_error_with_a_next_step(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(EnvironmentProblem, match="hf download some/unknown-model"):
+        renderer_of("some/unknown-model")
 
 
 def test_a_context_longer_than_a_model_reads_is_refused():
