@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 from dagger_nb import config, paths, store
 from dagger_nb.checks import Check, failed
 from dagger_nb.config import Settings
-from dagger_nb.errors import DaggerError, DataError, EnvironmentProblem
+from dagger_nb.errors import ConfigError, DaggerError, DataError, EnvironmentProblem
 from dagger_nb.sandboxes.local import local_factory
 
 DISK_GB = {"smoke": 1.0, "tiny": 2.0, "study": 20.0}  # free space for runs, caches and reports; others are planned
@@ -43,6 +43,7 @@ def examine(profile: str, overrides: Mapping[str, object] | None = None) -> list
     return [
         *checks,
         *own_tasks(settings),
+        *own_teacher(settings),
         base_model(paths.checkpoint(settings.student.path)),
         optional_program("docker", "Docker", "containers as sandboxes"),
         optional_program("nvidia-smi", "GPU", "the Qwen3 profiles"),
@@ -66,6 +67,19 @@ def own_tasks(settings: Settings) -> list[Check]:
     from dagger_nb import readiness
 
     return [readiness.tasks(settings)]
+
+
+def own_teacher(settings: Settings) -> list[Check]:
+    """Of a teacher that is not the scripted one: why the student of this process cannot learn from it."""
+    if settings.teacher.scripted:
+        return []
+    from dagger_nb import crew
+
+    try:
+        crew.refuse_teacher(settings)
+    except ConfigError as error:
+        return [failed("teacher", error)]
+    return []
 
 
 def planned_disk(settings: Settings) -> Check:

@@ -24,7 +24,7 @@ from dagger_nb.gpus import local_gpus
 from dagger_nb.shapes import shape_of
 from dagger_nb.tasks import hub
 
-GET_GPU = "run on a machine with one, or put the models behind endpoints and choose a laptop profile"
+GET_GPU = "run on a machine with one, or choose tiny or study, whose student and scripted teacher need none"
 
 
 def served(settings: Settings) -> list[Check]:
