@@ -16,6 +16,7 @@ class Check:
     status: Literal["ok", "warn", "fail"]
     what: str
     next_step: str = ""
+    room: bool = False  # whether a failure means too little free space, and nothing else
 
 
 def failed(name: str, error: DaggerError) -> Check:

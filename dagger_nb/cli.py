@@ -15,17 +15,22 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dagger_nb.errors import ConfigError, DaggerError
 
+if TYPE_CHECKING:
+    from dagger_nb.config import Settings
+
 OLDEST_PYTHON = (3, 11)
+SPENDING = ("02", "03", "04")  # notebooks that ask models and train
 
 _EXAMPLES = """examples:
   dagger-nb doctor                                  what this machine has and lacks
   dagger-nb reproduce                               notebooks 00 to 07 in the tiny profile; go on after a stop
   dagger-nb reproduce --profile study --seed 3      the long version, another seed
   dagger-nb run 03 -p seed=1                        one notebook by its number, with a parameter
+  dagger-nb reproduce -p training.passes=2          a setting in the place of the profile's, in folders of its own
   dagger-nb plan --profile study                    tokens, test runs and minutes before they are spent
   dagger-nb show sft-s0-1a2b3c4d                    what a run folder holds
   dagger-nb clean runs --yes                        remove run folders
@@ -63,10 +68,13 @@ def _reproduce(options: argparse.Namespace) -> int:
     from dagger_nb import paths, report, runner
 
     values = _values(options)
-    profile, seed = values.pop("profile"), values.pop("seed")
-    done = runner.reproduce(profile, seed, values, timeout_s=_limit_s(options), force=options.force, say=_say)
-    folder, tables = paths.report_folder(profile, seed), paths.result_folder(profile, seed)
+    _refuse_unready(values)
+    limit_s = _limit_s(options, values)
+    profile, seed, overrides = values.pop("profile"), values.pop("seed"), values.get("overrides", {})
+    done = runner.reproduce(profile, seed, values, timeout_s=limit_s, force=options.force, say=_say)
+    folder, tables = paths.report_folder(profile, seed, overrides), paths.result_folder(profile, seed, overrides)
     title = f"dagger-nb: profile {profile}, seed {seed}"
+    title += "".join(f", {name} = {value!r}" for name, value in overrides.items())
     executed = [result.output for result in done]
     index = report.build(executed, folder / "html", title=title, results=tables, figures=paths.figures())
     _say(f"notebooks: {folder}  figures: {paths.figures()}  results: {tables}  report: {index}")
@@ -77,26 +85,52 @@ def _run(options: argparse.Namespace) -> int:
     from dagger_nb import paths, runner
 
     source, values = _find_notebook(options.notebook), _values(options)
-    output = paths.report_folder(values["profile"], values["seed"]) / source.name
-    result = runner.run_notebook(source, values, output=output, timeout_s=_limit_s(options), say=_say)
+    if source.name[:2] in SPENDING:
+        _refuse_unready(values)
+    output = paths.report_folder(values["profile"], values["seed"], values.get("overrides")) / source.name
+    result = runner.run_notebook(source, values, output=output, timeout_s=_limit_s(options, values), say=_say)
     _say(f"finished in {result.seconds:.0f} s: {result.output}")
     return 0
 
 
-def _limit_s(options: argparse.Namespace) -> float:
-    from dagger_nb import config, runner
+def _refuse_unready(values: Mapping[str, Any]) -> None:
+    """Refuse a served profile that this machine lacks something for, before hours and money are spent."""
+    from dagger_nb import doctor, paths
 
-    served = config.load(options.profile).served
-    return options.timeout or (30 * 24 * 3600.0 if served else runner.TIMEOUT_S)
+    if _settings(values).served:
+        profile, seed, overrides = values["profile"], values["seed"], values.get("overrides", {})
+        begun = paths.report_folder(profile, seed, overrides).is_dir()
+        doctor.refuse_unready(profile, {"seed": seed, **overrides}, begun=begun)
+
+
+def _limit_s(options: argparse.Namespace, values: Mapping[str, Any]) -> float:
+    from dagger_nb import runner
+
+    return options.timeout or (30 * 24 * 3600.0 if _settings(values).served else runner.TIMEOUT_S)
 
 
 def _values(options: argparse.Namespace) -> dict[str, Any]:
-    """The values for notebooks: --profile, --seed and every -p; profile and seed are proven to be good."""
+    """The values for notebooks: --profile, --seed and every -p; settings among them are proven and become `overrides`.
+
+    `overrides` is left out where there are none.
+    """
     from dagger_nb import config
 
     values = {"profile": options.profile, "seed": options.seed, **_pairs(options.parameter)}
-    config.load(values["profile"], {"seed": values["seed"]})
+    if "overrides" in values:
+        raise ConfigError("-p overrides is refused; give each setting by its name, for example -p training.passes=2")
+    known = set(config.setting_names()) - {"profile", "seed"}
+    overrides = {name: values.pop(name) for name in list(values) if "." in name or name in known}
+    values |= {"overrides": overrides} if overrides else {}
+    _settings(values)
     return values
+
+
+def _settings(values: Mapping[str, Any]) -> Settings:
+    """The settings that the notebooks will have with these values. Raises ConfigError as `config.load`."""
+    from dagger_nb import config
+
+    return config.load(values["profile"], {"seed": values["seed"], **values.get("overrides", {})})
 
 
 def _find_notebook(name: str) -> Path:
@@ -261,9 +295,8 @@ def _profile_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _parameter_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "-p", "--parameter", action="append", default=[], metavar="NAME=VALUE", help="a further value; may be repeated"
-    )
+    text = "a notebook's parameter, or a setting in the place of the profile's (training.passes=2); may be repeated"
+    parser.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE", help=text)
 
 
 def _seconds(text: str) -> float:

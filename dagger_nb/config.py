@@ -363,6 +363,8 @@ def _general(settings: Settings) -> dict[str, bool]:
         "tasks.test = 0 leaves nothing to report; set it to at least 1": settings.tasks.test == 0,
         "student.path is empty; name a checkpoint's folder or hub id": not student,
         "teacher.path is empty; use 'scripted', or name a checkpoint": not teacher,
+        "teacher.endpoint is set, but teacher.path = 'scripted' asks nobody; name the endpoint's model in "
+        "teacher.path, or leave teacher.endpoint out": settings.teacher.scripted and bool(settings.teacher.endpoint),
     }
 
 

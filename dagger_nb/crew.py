@@ -38,14 +38,17 @@ def executor(settings: Settings) -> Executor:
     Raises:
         ConfigError: a teacher that is a model labels served students only.
     """
-    if settings.served:
-        return ServedCrew(settings)
-    if not settings.teacher.scripted:
+    refuse_teacher(settings)
+    return ServedCrew(settings) if settings.served else Fleet(settings.workers)
+
+
+def refuse_teacher(settings: Settings) -> None:
+    """Raise ConfigError for a teacher that is a model where the student is not served."""
+    if not settings.served and not settings.teacher.scripted:
         raise ConfigError(
-            f"teacher.path = {settings.teacher.path!r} needs student.back_end = 'vllm': the student of this process "
-            "is labelled by the 'scripted' teacher only"
+            f"teacher.path = {settings.teacher.path!r} labels served students only; choose a profile whose student "
+            "vLLM serves (qwen3-0.6b), or keep teacher.path = 'scripted'"
         )
-    return Fleet(settings.workers)
 
 
 class ServedCrew(Executor):

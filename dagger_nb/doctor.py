@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 from dagger_nb import config, paths, store
 from dagger_nb.checks import Check, failed
 from dagger_nb.config import Settings
-from dagger_nb.errors import DaggerError, DataError
+from dagger_nb.errors import ConfigError, DaggerError, DataError, EnvironmentProblem
 from dagger_nb.sandboxes.local import local_factory
 
 DISK_GB = {"smoke": 1.0, "tiny": 2.0, "study": 20.0}  # free space for runs, caches and reports; others are planned
@@ -43,11 +43,21 @@ def examine(profile: str, overrides: Mapping[str, object] | None = None) -> list
     return [
         *checks,
         *own_tasks(settings),
+        *own_teacher(settings),
         base_model(paths.checkpoint(settings.student.path)),
         optional_program("docker", "Docker", "containers as sandboxes"),
         optional_program("nvidia-smi", "GPU", "the Qwen3 profiles"),
         optional_module("vllm", "vLLM", "serving the Qwen3 profiles"),
     ]
+
+
+def refuse_unready(profile: str, overrides: Mapping[str, object], *, begun: bool) -> None:
+    """Raise EnvironmentProblem with every failed check; once a run has begun, it has taken part of its room itself."""
+    lacking = [c for c in examine(profile, overrides) if c.status == "fail" and not (begun and c.room)]
+    if lacking:
+        raise EnvironmentProblem(
+            f"profile {profile} cannot run here; mend what fails, then give the same command again:\n{table(lacking)}"
+        )
 
 
 def own_tasks(settings: Settings) -> list[Check]:
@@ -57,6 +67,19 @@ def own_tasks(settings: Settings) -> list[Check]:
     from dagger_nb import readiness
 
     return [readiness.tasks(settings)]
+
+
+def own_teacher(settings: Settings) -> list[Check]:
+    """Of a teacher that is not the scripted one: why the student of this process cannot learn from it."""
+    if settings.teacher.scripted:
+        return []
+    from dagger_nb import crew
+
+    try:
+        crew.refuse_teacher(settings)
+    except ConfigError as error:
+        return [failed("teacher", error)]
+    return []
 
 
 def planned_disk(settings: Settings) -> Check:
@@ -147,7 +170,7 @@ def disk(needed_gb: float) -> Check:
     what = f"{free:.0f} GB free at {folder}; the profile needs about {needed_gb:.0f}"
     if free >= needed_gb:
         return Check("disk", "ok", what)
-    return Check("disk", "fail", what, f"free some, or set {paths.HOME_VARIABLE} to another disk")
+    return Check("disk", "fail", what, f"free some, or set {paths.HOME_VARIABLE} to another disk", room=True)
 
 
 def write_permission() -> Check:

@@ -27,7 +27,9 @@ def begin(profile: str, seed: int, overrides: Mapping[str, object] | None = None
     settings = config.load(profile, {"seed": seed, **(overrides or {})})
     versions = ", ".join(f"{name} {metadata.version(name).partition('+')[0]}" for name in ("torch", "transformers"))
     print(f"profile {profile}, seed {seed}; Python {platform.python_version()}, {versions}, {os.cpu_count()} CPUs")
-    print(f"results go to {_short(paths.result_folder(profile, seed))}")
+    for name, value in (overrides or {}).items():
+        print(f"in the place of the profile's: {name} = {value!r}")
+    print(f"results go to {_short(paths.result_folder(profile, seed, overrides))}")
     return settings
 
 

@@ -7,8 +7,11 @@ reports) to another disk; committed inputs and notebooks stay where they are.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from dagger_nb.errors import EnvironmentProblem
@@ -70,9 +73,9 @@ def results() -> Path:
     return home() / "data" / "results"
 
 
-def result_folder(profile: str, seed: int) -> Path:
-    """The folder of one reproduction's result tables: data/results/<profile>-s<seed>."""
-    return results() / f"{profile}-s{seed}"
+def result_folder(profile: str, seed: int, overrides: Mapping[str, object] | None = None) -> Path:
+    """The folder of one reproduction's result tables: data/results/<profile>-s<seed>, see `_reproduction`."""
+    return results() / _reproduction(profile, seed, overrides)
 
 
 def figures() -> Path:
@@ -83,9 +86,17 @@ def reports() -> Path:
     return home() / "reports"
 
 
-def report_folder(profile: str, seed: int) -> Path:
-    """The folder of one reproduction's executed notebooks and HTML report: reports/<profile>-s<seed>."""
-    return reports() / f"{profile}-s{seed}"
+def report_folder(profile: str, seed: int, overrides: Mapping[str, object] | None = None) -> Path:
+    """The folder of one reproduction's executed notebooks and HTML report: reports/<profile>-s<seed>, likewise."""
+    return reports() / _reproduction(profile, seed, overrides)
+
+
+def _reproduction(profile: str, seed: int, overrides: Mapping[str, object] | None) -> str:
+    """<profile>-s<seed>, with 8 hex of the digest of the overrides behind it where there are any."""
+    if not overrides:
+        return f"{profile}-s{seed}"
+    text = json.dumps(dict(overrides), sort_keys=True)
+    return f"{profile}-s{seed}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def run_folder(recipe: str, seed: int, digest: str) -> Path:

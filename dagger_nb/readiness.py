@@ -24,7 +24,7 @@ from dagger_nb.gpus import local_gpus
 from dagger_nb.shapes import shape_of
 from dagger_nb.tasks import hub
 
-GET_GPU = "run on a machine with one, or put the models behind endpoints and choose a laptop profile"
+GET_GPU = "run on a machine with one, or choose tiny or study, whose student and scripted teacher need none"
 
 
 def served(settings: Settings) -> list[Check]:
@@ -240,6 +240,6 @@ def docker(settings: Settings) -> Check:
         return Check("Docker", "warn", what, f"see that {wanted:g} GB are free there")
     free = shutil.disk_usage(folder).free / 1e9
     what += f", {free:.0f} GB free; up to {wanted:g} GB of images are kept"
-    return Check(
-        "Docker", "ok" if free >= wanted else "fail", what, "" if free >= wanted else "lower sandbox.images_gb"
-    )
+    if free >= wanted:
+        return Check("Docker", "ok", what)
+    return Check("Docker", "fail", what, "lower sandbox.images_gb", room=True)

@@ -1,6 +1,6 @@
 """Small tables of what was found: written by the notebooks that compute, read by those that compare and draw.
 
-A folder of results is data/results/<profile>-s<seed>/: one CSV a table, each row with its recipe and seed. Tables in
+A folder of results is `paths.result_folder`: one CSV a table, each row with its recipe and seed. Tables in
 data/results/published are committed, so that notebooks 05 to 07 also run without training anything.
 """
 
@@ -205,9 +205,9 @@ def load(folder: Path, recipes: Sequence[str] = ()) -> dict[str, pd.DataFrame]:
     return found
 
 
-def find(profile: str, seed: int) -> Path:
-    """The results folder of a profile and seed: this machine's own, or else the published one."""
-    own = paths.result_folder(profile, seed)
+def find(profile: str, seed: int, overrides: Mapping[str, object] | None = None) -> Path:
+    """The results folder of a profile, seed and overrides: this machine's own, or else the published one."""
+    own = paths.result_folder(profile, seed, overrides)
     return own if (own / "outcomes.csv").exists() else published()
 
 

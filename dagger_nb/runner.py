@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import papermill
@@ -274,7 +275,7 @@ class _Progress:
 def reproduce(
     profile: str,
     seed: int,
-    parameters: Mapping[str, object] | None = None,
+    parameters: Mapping[str, Any] | None = None,
     *,
     folder: Path | None = None,
     output: Path | None = None,
@@ -287,7 +288,7 @@ def reproduce(
     Args:
         parameters: further values; each goes to the notebooks that declare it, and one must.
         folder: the notebooks, by default `paths.notebooks()`.
-        output: for executed copies and state files, by default `paths.report_folder(profile, seed)`.
+        output: for executed copies and state files, by default `paths.report_folder` of profile, seed and overrides.
 
     Raises:
         ConfigError: before anything runs, for every notebook at once.
@@ -298,7 +299,7 @@ def reproduce(
         raise ConfigError(f"no notebooks in {folder or paths.notebooks()}; restore them with git")
     values = {"profile": profile, "seed": seed, **(parameters or {})}
     chosen = _share_out(sources, values)
-    output = paths.writable(output or paths.report_folder(profile, seed))
+    output = paths.writable(output or paths.report_folder(profile, seed, values.get("overrides")))
     inputs = inputs_digest()
     results: list[NotebookResult] = []
     for source in sources:
@@ -308,7 +309,7 @@ def reproduce(
     return results
 
 
-def _share_out(sources: Sequence[Path], values: Mapping[str, object]) -> dict[Path, dict[str, object]]:
+def _share_out(sources: Sequence[Path], values: Mapping[str, Any]) -> dict[Path, dict[str, object]]:
     """Which notebook gets which values: those that it declares."""
     declared = {source: declared_parameters(source) for source in sources}
     known = sorted(set().union(*declared.values()))

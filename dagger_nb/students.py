@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dagger_nb import paths
-from dagger_nb.errors import DataError
+from dagger_nb.errors import DataError, EnvironmentProblem
 from dagger_nb.policies.local import ATTENTION, Cohort
 from dagger_nb.rendering import Renderer
 from dagger_nb.revisions import commit_of
@@ -55,8 +55,8 @@ def renderer_of(base: str, template: str = "", revision: str = "") -> Renderer:
     `revision` is of a hub id: its commit is that of the weights.
 
     Raises:
-        EnvironmentProblem: neither a folder nor a hub id that can be had.
-        DataError: there is no tokenizer or no such file, or the template rewrites earlier messages.
+        DataError: the folder has no tokenizer, there is no such file, or the template rewrites earlier messages.
+        EnvironmentProblem: neither a folder nor a hub id whose tokenizer is on this machine or can be fetched.
     """
     from transformers import AutoTokenizer
 
@@ -64,7 +64,14 @@ def renderer_of(base: str, template: str = "", revision: str = "") -> Renderer:
         raise DataError(
             f"{base} holds no tokenizer (tokenizer.json); rebuild it with `python -m dagger_nb.base.pretrain`"
         )
-    tokenizer = AutoTokenizer.from_pretrained(base, revision=commit_of(base, revision) or None)
+    commit = commit_of(base, revision) or None
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(base, revision=commit)
+    except OSError as error:
+        raise EnvironmentProblem(
+            f"{base}: its tokenizer is not on this machine and cannot be fetched; with a network: hf download {base}; "
+            "without: name its folder as student.path"
+        ) from error
     if template:
         file = paths.project() / template
         if not file.is_file():

@@ -15,7 +15,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from dagger_nb import cli, doctor, paths, runner, store
+from dagger_nb import cli, config, doctor, paths, runner, store
 
 Capture = pytest.CaptureFixture[str]
 
@@ -30,7 +30,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def add_notebook(home: Path, name: str, source: str) -> None:
-    tagged = new_code_cell("profile: str = 'tiny'  # budgets\nseed: int = 0  # root", metadata={"tags": ["parameters"]})
+    parameters = "profile: str = 'tiny'  # budgets\nseed: int = 0  # root\noverrides: dict = {}  # settings"
+    tagged = new_code_cell(parameters, metadata={"tags": ["parameters"]})
     cells = [new_markdown_cell("# One"), tagged, new_code_cell(source)]
     nbformat.write(new_notebook(cells=cells), home / "notebooks" / name)
 
@@ -42,6 +43,10 @@ def add_notebook(home: Path, name: str, source: str) -> None:
         (["reproduce", "--seed", "-1"], "seed = -1"),
         (["reproduce", "-p", "sed=1"], "no notebook has a parameter 'sed'"),
         (["reproduce", "-p", "seed"], "is not name=value"),
+        (["reproduce", "-p", "training.pases=2"], "'training.pases'"),
+        (["reproduce", "-p", "training.passes=0"], "training.passes = 0"),
+        (["reproduce", "-p", "overrides={}"], "give each setting by its name"),
+        (["run", "03", "-p", "teacher.endpoit=x"], "did you mean 'teacher.endpoint'"),
         (["run", "04"], "no notebook '04'"),
         (["run", "03_stf"], "did you mean '03_sft'"),
         (["run", "03", "-p", "rate=1"], "has no parameter 'rate'"),
@@ -86,6 +91,26 @@ def test_run_takes_a_number_and_parameters(home: Path, capsys: Capture) -> None:
     add_notebook(home, "03_sft.ipynb", "print('seed', seed)")
     assert cli.main(["run", "03", "-p", "seed=5"]) == 0
     assert "03_sft.ipynb" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_settings_reach_the_notebooks_and_have_folders_of_their_own(home: Path, capsys: Capture) -> None:
+    """With overrides, without, and with them again, which finds its finished notebook."""
+    log = f"open({str(home / 'log')!r}, 'a').write"
+    begin = "from dagger_nb import notebook\nsettings = notebook.begin(profile, seed, overrides)"
+    add_notebook(home, "00_start.ipynb", f"{begin}\n{log}(str(settings.training.passes))")
+    chosen = ["-p", "training.passes=7", "-p", "threads=1"]
+    folders = []
+    for more in (chosen, [], chosen):
+        assert cli.main(["reproduce", "--profile", "smoke", *more]) == 0
+        folders.append(capsys.readouterr().out.strip().splitlines()[-1])
+    usual = config.load("smoke").training.passes
+    assert (home / "log").read_text() == f"7{usual}"
+    assert folders[0] == folders[2] != folders[1]
+    own, plain = paths.report_folder("smoke", 0, {"training.passes": 7, "threads": 1}), home / "reports" / "smoke-s0"
+    assert {folder.name for folder in (home / "reports").iterdir()} == {own.name, plain.name}
+    assert f"results: {home / 'data' / 'results' / own.name} " in folders[0]
+    assert cli.main(["run", "00", "--profile", "smoke", *chosen]) == 0
+    assert str(own / "00_start.ipynb") in capsys.readouterr().out and (home / "log").read_text() == f"7{usual}7"
 
 
 def test_a_failing_notebook_is_one_line(home: Path, capsys: Capture) -> None:
@@ -165,6 +190,31 @@ def test_ctrl_c_ends_at_once_and_says_how_to_go_on(home: Path) -> None:
     _, error = run.communicate(timeout=60)
     assert run.returncode == 130
     assert error.strip() == "interrupted; give the same command again to go on"
+
+
+@pytest.mark.parametrize("arguments", [["reproduce"], ["run", "02"], ["run", "04"]])
+def test_a_served_profile_is_refused_with_what_fails_before_anything_runs(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture, arguments: list[str]
+) -> None:
+    for name in ("02_tasks.ipynb", "04_dagger.ipynb"):
+        add_notebook(home, name, f"open({str(home / 'ran')!r}, 'w')")
+    found = [doctor.Check("git", "ok", "here"), doctor.Check("GPU", "fail", "none", "run on a machine with one")]
+    monkeypatch.setattr(doctor, "examine", lambda *_: found)
+    assert cli.main([*arguments, "--profile", "qwen3-4b"]) == 2
+    error = capsys.readouterr().err
+    assert "profile qwen3-4b cannot run here" in error and "fail GPU" in error and "git" not in error
+    assert not (home / "ran").exists() and not (home / "reports").exists()
+
+
+def test_a_served_run_that_goes_on_is_not_refused_for_the_room_it_took(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    add_notebook(home, "02_tasks.ipynb", "1")
+    monkeypatch.setattr(doctor, "examine", lambda *_: [doctor.disk(1e9)])
+    assert cli.main(["run", "02", "--profile", "qwen3-4b"]) == 2
+    assert "fail disk" in capsys.readouterr().err
+    (home / "reports" / "qwen3-4b-s0").mkdir(parents=True)
+    assert cli.main(["run", "02", "--profile", "qwen3-4b"]) == 0
 
 
 # --- show and clean ---------------------------------------------------------------------------------------

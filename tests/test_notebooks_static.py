@@ -17,7 +17,7 @@ from dagger_nb import runner
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
-COMMON_PARAMETERS = {"profile", "seed"}
+COMMON_PARAMETERS = {"profile", "seed", "overrides"}
 FORBIDDEN = {
     "a shell command or magic that leaves Python": re.compile(r"get_ipython\(\)\.(system|getoutput|run_\w*magic)"),
     "sys.exit, exit or quit": re.compile(r"\b(sys\.exit|os\._exit|(?<![\w.])exit|(?<![\w.])quit)\s*\("),
@@ -76,6 +76,16 @@ def test_one_parameters_cell_of_annotated_and_explained_literals(path: Path, cel
     }
     for statement in ast.parse(source).body:
         assert statement.end_lineno in commented, f"no comment beside: {ast.unparse(statement)}"
+
+
+@each_notebook
+def test_overrides_reach_the_settings_and_every_folder(path: Path, cells: list) -> None:
+    assert runner.declared_parameters(path)["overrides"] == {}
+    runner.check_parameters(path, {"overrides": {"teacher.endpoint": "http://localhost:8000/v1"}})
+    code = "\n".join(cell.source for cell in code_of(cells))
+    assert "notebook.begin(profile, seed, overrides)" in code
+    for call in re.findall(r"(?:begin|result_folder|find|examine)\(profile[^)]*\)", code):
+        assert call.endswith(", overrides)"), f"{path.name}: {call}"
 
 
 @each_notebook

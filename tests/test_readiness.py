@@ -14,7 +14,11 @@ from servers import KEY, MODEL, running
 from test_hub import newer_row, older_row, write_jsonl
 
 from dagger_nb import cli, config, doctor, paths, readiness, scale
+from dagger_nb.checks import failed
 from dagger_nb.config import Settings
+from dagger_nb.crew import executor
+from dagger_nb.errors import ConfigError, EnvironmentProblem
+from dagger_nb.students import renderer_of
 from dagger_nb.tasks import hub
 
 
@@ -130,6 +134,12 @@ def test_a_model_that_is_not_here_is_fetched_or_named(monkeypatch):
     assert readiness.model("student", "some/unknown-model", "").status == "warn"
 
 
+def test_a_tokenizer_that_cannot_be_fetched_is_an_error_with_a_next_step(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(EnvironmentProblem, match="hf download some/unknown-model"):
+        renderer_of("some/unknown-model")
+
+
 def test_a_context_longer_than_a_model_reads_is_refused():
     assert readiness.context(served()).status == "ok"
     long = readiness.context(config.load("qwen3-8b", {"episode.context": 65_536}))
@@ -174,6 +184,18 @@ def test_an_endpoint_that_is_down_is_a_failure_with_a_next_step(own_home):
 
 def test_the_scripted_teacher_needs_nothing():
     assert readiness.teacher(config.load("tiny")).status == "ok"
+
+
+def test_a_model_cannot_teach_a_student_that_is_not_served():
+    """The doctor refuses what the experiment would, and advises nobody to try it."""
+    a_model = {"teacher.path": MODEL, "teacher.endpoint": "http://127.0.0.1:9/v1"}
+    (found,) = [check for check in doctor.examine("tiny", a_model) if check.name == "teacher"]
+    with pytest.raises(ConfigError) as refused:
+        executor(config.load("tiny", a_model))
+    assert found == failed("teacher", refused.value) and "qwen3-0.6b" in found.next_step
+    assert "endpoint" not in readiness.GET_GPU
+    with pytest.raises(ConfigError, match="name the endpoint's model in teacher.path"):
+        config.load("tiny", {"teacher.endpoint": "http://127.0.0.1:9/v1"})
 
 
 # --- tasks ----------------------------------------------------------------------------------------------------------
