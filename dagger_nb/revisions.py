@@ -52,7 +52,8 @@ def no_checkpoint(base: str, error: Exception) -> EnvironmentProblem:
     """The error that says how to get a base that is not here."""
     return EnvironmentProblem(
         f"no checkpoint {base!r}: it is no folder, and the hub did not give it ({type(error).__name__}); "
-        "check student.path or teacher.path, its revision, the network, and HF_TOKEN for a gated model"
+        "check student.path or teacher.path, its revision, and HF_TOKEN for a gated model; where there is a network "
+        f"`hf download {base}` fetches it, elsewhere name its folder"
     )
 
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dagger_nb import paths
-from dagger_nb.errors import DataError, EnvironmentProblem
+from dagger_nb.errors import DataError
 from dagger_nb.policies.local import ATTENTION, Cohort
 from dagger_nb.rendering import Renderer
-from dagger_nb.revisions import commit_of
+from dagger_nb.revisions import commit_of, no_checkpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +68,7 @@ def renderer_of(base: str, template: str = "", revision: str = "") -> Renderer:
     try:
         tokenizer = AutoTokenizer.from_pretrained(base, revision=commit)
     except OSError as error:
-        raise EnvironmentProblem(
-            f"{base}: its tokenizer is not on this machine and cannot be fetched; with a network: hf download {base}; "
-            "without: name its folder as student.path"
-        ) from error
+        raise no_checkpoint(base, error) from error
     if template:
         file = paths.project() / template
         if not file.is_file():
