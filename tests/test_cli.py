@@ -93,6 +93,7 @@ def test_run_takes_a_number_and_parameters(home: Path, capsys: Capture) -> None:
     assert "03_sft.ipynb" in capsys.readouterr().out.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_settings_reach_the_notebooks_and_have_folders_of_their_own(home: Path, capsys: Capture) -> None:
     """With overrides, without, and with them again, which finds its finished notebook."""
     log = f"open({str(home / 'log')!r}, 'a').write"

@@ -92,6 +92,7 @@ Path(sys.argv[1]).write_text(json.dumps(facts))
 """
 
 
+@pytest.mark.slow
 def test_tokenizer_weights_trainer_and_server_take_the_recorded_commit(tiny_base, own_home, tmp_path):
     """With a hub's cache of two commits: the newest changes between two processes of a run, the model does not."""
     cache = tmp_path / "hub" / "models--org--tiny"

@@ -343,9 +343,13 @@ class Wire(BaseHTTPRequestHandler):
         pass
 
 
+class Listener(ThreadingHTTPServer):
+    request_queue_size = 256  # with the default of 5, of many at once most wait for their connection to be tried again
+
+
 @pytest.fixture
 def wire() -> Iterator[ThreadingHTTPServer]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Wire)
+    server = Listener(("127.0.0.1", 0), Wire)
     server.asked, server.replies = [], []
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
