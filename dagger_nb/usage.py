@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from dagger_nb.evaluation.readings import command, is_edit
+from dagger_nb.evaluation.readings import is_edit
 from dagger_nb.experiment import EXAMS, Exam, Experiment, all_trajectories
 from dagger_nb.mixing import BernoulliMixer
+from dagger_nb.policies.history import command
 from dagger_nb.recipes import Recipe
 from dagger_nb.records import Trajectory, digest
 from dagger_nb.results import PROGRAMME, exam_group

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 
 import pandas as pd
 
-from dagger_nb.evaluation.readings import command
+from dagger_nb.policies.history import command
 from dagger_nb.records import Task, Trajectory
 
 _ALL_REFS = {"--all", "--remotes", "--branches", "--tags", "--glob"}

@@ -21,6 +21,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from dagger_nb.policies import history
+from dagger_nb.policies.history import Failure
 from dagger_nb.records import Action, Task, Turn
 from dagger_nb.tasks.gold import Edit, call_graph, function_under_test, gold_edits, locate
 
@@ -34,31 +36,15 @@ RESET_ALL = f"git checkout . && {CLEAN}"
 EXPLAIN_IMPORT = "python -c 'import {module}' 2>&1 | tail -3"
 WINDOW = 8  # lines of a view after the first: no generated function is longer
 
-_READ_ONLY = re.compile(
-    r"(grep|cat|ls|head|tail|wc|pwd|echo|git (diff|status|log|show)|python -m pytest)\b[^<>|;&`$\n]*"
-    r"|python -c 'import [\w.]+' 2>&1 \| tail -3"
-)
-_LEAVES_NO_FILE = re.compile(r'git checkout [^<>|;&`$\n]*|sed -i "\d+s\|[^|"]*\|[^|"]*\|" \S+')
-_CUT = re.compile(r"^\.\.\. \d+ characters cut \.\.\.$", re.MULTILINE)
-_FAILURE = re.compile(r"^(FAILED|ERROR) ([^\s]+)", re.MULTILINE)
 _IMPORT_LINE = re.compile(
     r'File "/testbed/([^"]+)", line (\d+), in <module>\n\s+(.*)\nImportError: cannot import name \'(\w+)\''
 )
 IN_VAIN = 2  # times that the same change may be made before its third need resets everything
-_DONE = re.compile(r"^=*\s*\d+ (?:passed|failed|errors?)\b", re.MULTILINE)
 
 
 def label(task: Task, turns: Sequence[Turn]) -> Action:
     """The teacher's action in the state that `turns` leads to. Deterministic; sees nothing but its arguments."""
     return _Reading(task, turns).decide()
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """One line of pytest's summary: FAILED and the test, or ERROR and the file that cannot be imported."""
-
-    kind: str
-    test: str
 
 
 @dataclass(frozen=True)
@@ -108,21 +94,21 @@ class _Reading:
         self.turns = turns
         self.gold = _gold_of(task)
         self.runs = [t for t, turn in enumerate(turns) if _is_test_run(turn)]
-        self.changes = [t for t, turn in enumerate(turns) if _may_change(turn)]
+        self.changes = [t for t, turn in enumerate(turns) if history.may_change(turn)]
 
     # -- the decision, top down
 
     def decide(self) -> Action:
         if not self.runs or any(t > self.runs[-1] for t in self.changes):
             return self._run_tests()
-        failures = _failures(self.turns[self.runs[-1]].observation)
+        failures = history.failures(self.turns[self.runs[-1]].observation)
         shown = self._shown_diff()
         if shown is not None:
             wrong = self._wrong_paths(shown)
             if wrong:
                 undo = f"git checkout -- {' '.join(wrong)}"
                 return self._clean() or self._if_it_holds(self._bash("This change is wrong. Undo it.", undo))
-            if _CUT.search(shown):
+            if history.CUT.search(shown):
                 return self._bash("Too much has changed. Start again.", RESET_ALL)
         if not failures:
             return self._close(shown)
@@ -132,7 +118,7 @@ class _Reading:
         return self._lost(shown) if step is None or self._looked_already(step) else self._if_it_holds(step)
 
     def _run_tests(self) -> Action:
-        if self.turns and _command(self.turns[-1]) == RUN_TESTS:  # and it did not end in a summary
+        if self.turns and history.command(self.turns[-1]) == RUN_TESTS:  # and it did not end in a summary
             return self._bash("The tests do not start. Clean the tree.", RESET_ALL)
         return self._bash("Run the tests.", RUN_TESTS)
 
@@ -150,7 +136,7 @@ class _Reading:
         """List the new files and remove them, where something may have left any."""
         if not self._may_have_left_files():
             return None
-        listed = self._latest(lambda turn: _command(turn) == SHOW_NEW_FILES)
+        listed = self._latest(lambda turn: history.command(turn) == SHOW_NEW_FILES)
         if listed is None:
             return self._bash("Are there new files?", SHOW_NEW_FILES)
         found = re.search(r"^\?\? ", self.turns[listed].observation, re.MULTILINE)
@@ -158,13 +144,13 @@ class _Reading:
 
     def _looked_already(self, step: Action) -> bool:
         """Whether the step was taken since the last test run or failed edit; it would show the same again."""
-        failed = self._latest(_is_failed_edit)
+        failed = self._latest(history.is_failed_edit)
         start = self.runs[-1] if failed is None else failed
         return any(turn.action.same_call(step) for turn in self.turns[start + 1 :])
 
     def _if_it_holds(self, step: Action) -> Action:
         """The step, or a reset where it was the last change, or was made `IN_VAIN` times since the last reset."""
-        resets = [t for t in self.changes if _command(self.turns[t]) == RESET_ALL]
+        resets = [t for t in self.changes if history.command(self.turns[t]) == RESET_ALL]
         since = [self.turns[t].action for t in self.changes if not resets or t > resets[-1]]
         if sum(action.same_call(step) for action in since) < IN_VAIN and not (since and since[-1].same_call(step)):
             return step
@@ -205,7 +191,7 @@ class _Reading:
         body = numbered[: len(self.gold.functions[name])]
         if [text for _, text in body] == list(self.gold.functions[name]):
             return None
-        edits = [edit for edit in self.gold.edits if edit.function == name and _same_path(path, edit.path)]
+        edits = [edit for edit in self.gold.edits if edit.function == name and history.same_path(path, edit.path)]
         return self._repair_shown(path, line, t, body, edits)
 
     def _repair_shown(
@@ -215,7 +201,7 @@ class _Reading:
             for number, text in body:
                 if text == edit.old:
                     return self._replace(path, line, viewed_at, number, edit)
-        return self._bash("This was damaged. Restore it.", f"git checkout -- {_relative(path)}")
+        return self._bash("This was damaged. Restore it.", f"git checkout -- {history.relative(path)}")
 
     def _replace(self, path: str, line: int, viewed_at: int, number: int, edit: Edit) -> Action:
         failed = self._failed_edit_at(path)
@@ -227,7 +213,7 @@ class _Reading:
 
     def _repair_import(self, failure: Failure) -> Action | None:
         explain = EXPLAIN_IMPORT.format(module=failure.test.removesuffix(".py").replace("/", "."))
-        shown = self._latest(lambda turn: _command(turn) == explain)
+        shown = self._latest(lambda turn: history.command(turn) == explain)
         if shown is None:
             return self._bash("Why does it not load?", explain)
         found = _IMPORT_LINE.search(self.turns[shown].observation)
@@ -258,16 +244,16 @@ class _Reading:
         pattern = re.compile(rf"^(/testbed/[^:\n]+):(\d+):\s*def {short}\(", re.MULTILINE)
         for _, turn in self._since_run():
             for path, line in pattern.findall(turn.observation):
-                if _relative(path) in self.gold.paths:
+                if history.relative(path) in self.gold.paths:
                     return path, int(line)
         return None
 
     def _view_of(self, path: str, line: int, length: int) -> tuple[int, list[tuple[int, str]]] | None:
         """Turn and (number, text) rows from `line` on of the latest view of `path` that shows the whole function."""
         for t, turn in reversed(list(self._since_run())):
-            if not _shows(turn, path):
+            if not history.shows(turn, path):
                 continue
-            rows = [row for row in _numbered(turn.observation) if row[0] >= line]
+            rows = [row for row in history.numbered(turn.observation) if row[0] >= line]
             asked = turn.action.arguments.get("view_range", [1, -1])[-1]
             if rows and rows[0][0] == line and (len(rows) >= length or asked == -1 or asked >= line + WINDOW):
                 return t, rows
@@ -275,18 +261,20 @@ class _Reading:
 
     def _failed_edit_at(self, path: str) -> int | None:
         """The last turn since the test run at which an edit of `path` failed."""
-        return self._latest(lambda turn: _is_failed_edit(turn) and _same_path(turn.action.arguments["path"], path))
+        return self._latest(
+            lambda turn: history.is_failed_edit(turn) and history.same_path(turn.action.arguments["path"], path)
+        )
 
     def _shown_diff(self) -> str | None:
         """The latest diff shown since the last test run (nothing has changed since that run)."""
-        at = self._latest(lambda turn: _command(turn) == SHOW_DIFF)
+        at = self._latest(lambda turn: history.command(turn) == SHOW_DIFF)
         return None if at is None else self.turns[at].observation
 
     def _wrong_paths(self, diff: str) -> list[str]:
         """The files in a `git diff -U0` with a hunk that the gold patch does not have, in its order."""
         wanted = {(edit.path, edit.old, edit.new) for edit in self.gold.edits}
         wrong = {}
-        for path, removed, added in _hunks(diff):
+        for path, removed, added in history.hunks(diff):
             pairs = zip(removed, added, strict=False)
             if not removed or len(removed) != len(added) or any((path, old, new) not in wanted for old, new in pairs):
                 wrong[path] = True
@@ -295,11 +283,9 @@ class _Reading:
     def _may_have_left_files(self) -> bool:
         """Whether a change since the last cleaning was of a kind that can make new files."""
         for t in reversed(self.changes):
-            command = _command(self.turns[t])
-            if command in (CLEAN, RESET_ALL):
+            if history.command(self.turns[t]) in (CLEAN, RESET_ALL):
                 return False
-            made = self.turns[t].action.arguments["command"] == "create"
-            if made or command and not _LEAVES_NO_FILE.fullmatch(command):
+            if history.may_leave_files(self.turns[t]):
                 return True
         return False
 
@@ -307,18 +293,18 @@ class _Reading:
         """Whether tests show that a change since the run before was wrong (not a gold edit and no restoring)."""
         if len(self.runs) < 2:
             return False
-        previous = _failures(self.turns[self.runs[-2]].observation)
+        previous = history.failures(self.turns[self.runs[-2]].observation)
         suspicious = any(not self._is_good_change(self.turns[t]) for t in self.changes if t > self.runs[-2])
         worse = {f.test for f in failures} - {f.test for f in previous}
         same = bool(previous) and previous[0].test == failures[0].test
         return suspicious and (bool(worse) or same)
 
     def _is_good_change(self, turn: Turn) -> bool:
-        command, arguments = _command(turn), turn.action.arguments
+        command, arguments = history.command(turn), turn.action.arguments
         if command:
             return command.startswith("git checkout") or any(f"|{edit.new}|" in command for edit in self.gold.edits)
         return any(
-            _same_path(arguments["path"], edit.path) and arguments.get("new_str") == edit.new.strip()
+            history.same_path(arguments["path"], edit.path) and arguments.get("new_str") == edit.new.strip()
             for edit in self.gold.edits
         )
 
@@ -342,68 +328,5 @@ class _Reading:
         return Action(thought, "str_replace_editor", arguments)
 
 
-# --- reading observations ---------------------------------------------------------------------------------
-
-
-def _command(turn: Turn) -> str:
-    return turn.action.arguments["command"] if turn.action.tool == "execute_bash" else ""
-
-
 def _is_test_run(turn: Turn) -> bool:
-    return _command(turn) == RUN_TESTS and bool(_DONE.search(turn.observation))
-
-
-def _is_edit(turn: Turn) -> bool:
-    return turn.action.tool == "str_replace_editor" and turn.action.arguments["command"] != "view"
-
-
-def _is_failed_edit(turn: Turn) -> bool:
-    return _is_edit(turn) and turn.observation.startswith("ERROR")
-
-
-def _shows(turn: Turn, path: str) -> bool:
-    """Whether a turn is a view of the file that worked and was not cut."""
-    arguments, seen = turn.action.arguments, turn.observation
-    asked = arguments.get("command") == "view" and _same_path(arguments["path"], path)
-    return asked and not seen.startswith("ERROR") and not _CUT.search(seen)
-
-
-def _may_change(turn: Turn) -> bool:
-    """Whether a turn may have changed the tree, judged by the command and its observation alone."""
-    if _is_edit(turn):
-        return not turn.observation.startswith("ERROR")
-    command = _command(turn)
-    return bool(command) and not _READ_ONLY.fullmatch(command)
-
-
-def _failures(observation: str) -> list[Failure]:
-    return [Failure(kind, test) for kind, test in _FAILURE.findall(observation)]
-
-
-def _numbered(observation: str) -> list[tuple[int, str]]:
-    """(number, text) of each line of a view."""
-    return [(int(m[1]), m[2]) for m in re.finditer(r"^(\d+) ?(.*)$", observation, re.MULTILINE)]
-
-
-def _hunks(diff: str) -> Iterator[tuple[str, list[str], list[str]]]:
-    """(path, removed lines, added lines) of each hunk of a `git diff -U0`; of a cut one, those before the cut.
-
-    A change of a file's mode or of bytes that are no text counts as a hunk without lines.
-    """
-    whole = diff if not _CUT.search(diff) else _CUT.split(diff)[0].rpartition("\n@@")[0]
-    for part in re.split(r"^diff --git ", whole, flags=re.MULTILINE)[1:]:
-        path = re.match(r"a/(\S+)", part)[1]
-        head, *hunks = re.split(r"^@@", part, flags=re.MULTILINE)
-        if not hunks or "\nnew mode " in head:
-            yield path, [], []
-        for hunk in hunks:
-            lines = hunk.split("\n")[1:]
-            yield path, [x[1:] for x in lines if x[:1] == "-"], [x[1:] for x in lines if x[:1] == "+"]
-
-
-def _relative(path: str) -> str:
-    return path.removeprefix("/testbed/")
-
-
-def _same_path(a: str, b: str) -> bool:
-    return _relative(a) == _relative(b)
+    return history.command(turn) == RUN_TESTS and history.ends_in_summary(turn)
