@@ -64,8 +64,7 @@ class ServedCrew(Executor):
         student = settings.student
         self.renderer = renderer_of(str(paths.checkpoint(student.path)), student.template, student.revision)
         self._servers = ExitStack()
-        self._up: list[Server] = []
-        self._student: Server | None = None
+        self._up: list[Server] = []  # the student's last
         self._teacher = settings.teacher  # with its address once it is served here
         self._facts: dict[str, Any] = {}
 
@@ -80,7 +79,7 @@ class ServedCrew(Executor):
 
     def rest(self) -> None:
         self._servers.close()
-        self._up, self._student = [], None
+        self._up = []
 
     def facts(self) -> dict[str, Any]:
         return {"serving": self._facts} if self._facts else {}
@@ -125,10 +124,9 @@ class ServedCrew(Executor):
             if memory.teacher_here(self.settings):
                 self._up.append(servers.enter_context(teacher_server(for_teacher, log=_log("teacher"))))
                 self._teacher = at(self._up[0], self.settings.teacher)
-            self._student = servers.enter_context(student_server(for_student, log=_log("student")))
-            self._up.append(self._student)
+            self._up.append(servers.enter_context(student_server(for_student, log=_log("student"))))
             self._servers = servers.pop_all()
-        self._facts = self._student.provenance()
+        self._facts = self._up[-1].provenance()
 
     def _shares(self) -> tuple[Settings, Settings]:
         """The settings with the student's and with the teacher's share of the GPU, where there is one."""
@@ -147,7 +145,7 @@ class ServedCrew(Executor):
         from dagger_nb.collector import Cast
 
         async with AsyncExitStack() as stack:
-            student = await stack.enter_async_context(self._student.student(version, self.renderer))
+            student = await stack.enter_async_context(self._up[-1].student(version, self.renderer))
             account = Account(job.run, job.round)
             teacher, spent = await self._labeller(account, stack) if self._asks else (OraclePolicy(), None)
             yield Cast(student, teacher, partial(self._label, teacher), self._teaching, spent)

@@ -7,13 +7,12 @@ reports) to another disk; committed inputs and notebooks stay where they are.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from dagger_nb import records
 from dagger_nb.errors import EnvironmentProblem
 
 HOME_VARIABLE = "DAGGER_NB_HOME"
@@ -93,10 +92,7 @@ def report_folder(profile: str, seed: int, overrides: Mapping[str, object] | Non
 
 def _reproduction(profile: str, seed: int, overrides: Mapping[str, object] | None) -> str:
     """<profile>-s<seed>, with 8 hex of the digest of the overrides behind it where there are any."""
-    if not overrides:
-        return f"{profile}-s{seed}"
-    text = json.dumps(dict(overrides), sort_keys=True)
-    return f"{profile}-s{seed}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return f"{profile}-s{seed}" + (f"-{records.digest(dict(overrides))[:8]}" if overrides else "")
 
 
 def run_folder(recipe: str, seed: int, digest: str) -> Path:
