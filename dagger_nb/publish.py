@@ -88,10 +88,7 @@ def readme_block(found: dict[str, pd.DataFrame], source: dict) -> str:
 
 def _cell(rates: pd.DataFrame, recipe: str, exam: str) -> str:
     rows = rates[(rates.recipe == recipe) & (rates.split == exam)]
-    if rows.empty:
-        return ""
-    row = rows.iloc[0]
-    return f"{row.resolved}/{row.outcomes} [{row.low:.0%}, {row.high:.0%}]"
+    return "" if rows.empty else tables.fraction(rows.iloc[0])
 
 
 def fill_readme(path: Path, block: str) -> None:

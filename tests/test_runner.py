@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
@@ -262,6 +263,17 @@ def _alive(pid: int) -> bool:
 
 
 # --- the report -------------------------------------------------------------------------------------------
+
+
+def test_the_report_begins_with_the_rates_and_folds_the_long_tables(tmp_path: Path) -> None:
+    rows = [("sft", 0, f"t{i}", "test", f"r{i}", i < 3, exam) for exam in ("test", "longer") for i in range(4)]
+    outcomes = pd.DataFrame(rows, columns=["recipe", "seed", "instance_id", "split", "repo", "resolved", "exam"])
+    outcomes.to_csv(tmp_path / "outcomes.csv", index=False)
+    (tmp_path / "disagreement.csv").write_text("share,turns\n0.3541666666666667,48\n")
+    text = report.build([], tmp_path / "html", title="x", results=tmp_path, figures=tmp_path).read_text()
+    order = [text.index(f"<h2>{head}") for head in ("Tasks resolved", "Notebooks", "Figures", "Tables")]
+    assert order == sorted(order) and text.index("3/4 [30%, 95%]") < order[1]
+    assert text.count("<details>") == 2 and "<td>0.3542</td><td>48</td>" in text
 
 
 def test_the_report_stands_alone(tmp_path: Path) -> None:

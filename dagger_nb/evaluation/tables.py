@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -91,6 +92,11 @@ def rates(outcomes: pd.DataFrame) -> pd.DataFrame:
         counts = {"seeds": part.seed.nunique(), "tasks": part.instance_id.nunique(), "outcomes": found.count}
         rows.append({"split": split, "recipe": recipe} | counts | {"resolved": found.hits} | found.interval("rate"))
     return pd.DataFrame(rows)
+
+
+def fraction(row: Any) -> str:
+    """How a row of `rates` is written: resolved/outcomes [low, high]."""
+    return f"{row.resolved}/{row.outcomes} [{row.low:.0%}, {row.high:.0%}]"
 
 
 def checked(outcomes: pd.DataFrame) -> pd.DataFrame:
