@@ -19,7 +19,7 @@ from dagger_nb import episode as core
 from dagger_nb.background import reports_of
 from dagger_nb.episode import Conditions, Episode, Move, Plan, Rollout
 from dagger_nb.errors import ConfigError, EnvironmentProblem, PolicyError, SandboxError
-from dagger_nb.labelling import Labelled
+from dagger_nb.labelling import Labelled, ask_teacher
 from dagger_nb.policies.protocol import Answer, Policy, Sampling
 from dagger_nb.progress import Progress
 from dagger_nb.records import Task, Trajectory
@@ -203,7 +203,8 @@ class _Run:
             return core.student_move(await _ask_student(episode, cast), choice, self.renderer)
         if episode.conditions.shadow:
             episode.shadows[len(episode.turns)] = (await _ask_student(episode, cast)).action
-        taught = await _ask(cast.teacher, episode, cast.teaching)
+        seed = core.answer_seed(episode)
+        taught = await ask_teacher(cast.teacher, episode.plan.task, episode.turns, cast.teaching, seed)
         return core.rendered_move("teacher", taught.action, choice, self.renderer)
 
 
@@ -224,11 +225,8 @@ async def _ask_student(episode: Episode, cast: Cast) -> Answer:
     """The student's answer, no longer than the context has room for."""
     sampling = episode.conditions.sampling
     room = min(sampling.max_new_tokens, episode.room)
-    return await _ask(cast.student, episode, replace(sampling, max_new_tokens=room))
-
-
-async def _ask(policy: Policy, episode: Episode, sampling: Sampling) -> Answer:
-    return await policy.answer(episode.plan.task, episode.turns, sampling, core.answer_seed(episode))
+    shorter = replace(sampling, max_new_tokens=room)
+    return await cast.student.answer(episode.plan.task, episode.turns, shorter, core.answer_seed(episode))
 
 
 async def _in(pool: ThreadPoolExecutor, function: Callable[..., T], *arguments: Any) -> T:

@@ -140,7 +140,8 @@ class TeacherSettings:
 
 @dataclass(frozen=True, slots=True)
 class LabelSettings:
-    """Which states are labelled, and hard limits on what labels may cost, of a run and of each round (0: no limit)."""
+    """Which states are labelled (`labelling.states_to_label`), and hard limits on what labels may cost, of a run and of
+    each round (0: no limit)."""
 
     states: Annotated[str, OneOf(("every", "kth", "student", "first"))] = "every"
     k: Positive = 1  # every k-th turn, or the first k turns

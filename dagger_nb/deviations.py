@@ -7,11 +7,12 @@ choice made is listed too.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import pandas as pd
 
+from dagger_nb import config, memory
 from dagger_nb.config import GENERATED, Settings
 
 PAPER: Mapping[str, object] = {
@@ -49,6 +50,10 @@ class Deviation:
     why: str
     of: tuple[str, ...] = ()
     profiles: tuple[str, ...] = ("qwen3-0.6b", "qwen3-4b", "qwen3-8b")
+    only: Callable[[Settings], bool] = lambda settings: True  # of those, where an override makes the difference
+
+    def holds(self, settings: Settings) -> bool:
+        return settings.profile in self.profiles and self.only(settings)
 
 
 _SMALL, _PAPERS, _EIGHT = ("qwen3-0.6b",), ("qwen3-4b", "qwen3-8b"), ("qwen3-8b",)
@@ -146,6 +151,13 @@ DEVIATIONS: tuple[Deviation, ...] = (
          "training.passes", "episode.max_turns", "episode.context"),
         _SMALL,
     ),
+    Deviation(
+        "the teacher's weights in 16 bits",
+        "{s.teacher.path}: its linear layers in 8 bits",
+        "one GPU of 80 GB holds it beside the student; its authors publish it, and it was not compared here",
+        ("teacher.path",),
+        only=lambda settings: settings.teacher.path in memory.SMALLER.values(),
+    ),
 )  # fmt: skip
 
 
@@ -162,9 +174,24 @@ def deviations(settings: Settings) -> pd.DataFrame:
         rows = [
             (number, each.paper, each.ours.format(s=settings), each.why)
             for number, each in enumerate(DEVIATIONS, start=1)
-            if settings.profile in each.profiles
+            if each.holds(settings)
         ]
+        rows += [(number, *row) for number, row in enumerate(_overridden(settings), start=len(DEVIATIONS) + 1)]
     return pd.DataFrame(rows, columns=["number", "paper", "here", "why"]).set_index("number")
+
+
+def _overridden(settings: Settings) -> list[tuple[str, str, str]]:
+    """Of settings that differ from the paper and from the profile too, those that no deviation explains."""
+    explained = {name for each in DEVIATIONS if each.holds(settings) for name in each.of}
+    ours, profiles = _of_paper(settings), _of_paper(config.load(settings.profile))
+    names = [name for name in PAPER if ours[name] not in (PAPER[name], profiles[name]) and name not in explained]
+    return [(f"{name} = {PAPER[name]}", f"{name} = {ours[name]}", "an override of this run") for name in names]
+
+
+def _of_paper(settings: Settings) -> dict[str, object]:
+    """The values of the settings of which the paper speaks, by name."""
+    groups = settings.to_dict()
+    return {name: groups[name.partition(".")[0]][name.partition(".")[2]] for name in PAPER}
 
 
 _LAPTOP = "the whole loop in minutes on a laptop; the paper's settings are those of profile qwen3-4b"

@@ -18,9 +18,9 @@ from dagger_nb import config, paths, store
 from dagger_nb.checks import Check, failed
 from dagger_nb.config import Settings
 from dagger_nb.errors import ConfigError, DaggerError, DataError, EnvironmentProblem
+from dagger_nb.footprint import LAPTOP_GB
 from dagger_nb.sandboxes.local import local_factory
 
-DISK_GB = {"smoke": 1.0, "tiny": 2.0, "study": 20.0}  # free space for runs, caches and reports; others are planned
 PINNED = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "swebench", "papermill", "pytest")
 
 
@@ -91,8 +91,8 @@ def planned_disk(settings: Settings) -> Check:
 
 def disk_gb(settings: Settings) -> float:
     """Free space that a profile needs, in GB."""
-    if settings.profile in DISK_GB:
-        return DISK_GB[settings.profile]
+    if settings.profile in LAPTOP_GB:
+        return LAPTOP_GB[settings.profile]
     from dagger_nb import readiness
 
     return readiness.disk_gb(settings)

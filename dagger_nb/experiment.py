@@ -24,7 +24,7 @@ from dagger_nb.fleet import CohortJob, Executor, in_cohorts, progress_line
 from dagger_nb.mixing import STUDENT_ALONE, TEACHER_ALONE, Mixer
 from dagger_nb.policies.protocol import Sampling
 from dagger_nb.recipes import Recipe, recipe
-from dagger_nb.records import Label, StopReason, Task, Trajectory, digest
+from dagger_nb.records import Label, Missing, StopReason, Task, Trajectory, digest
 from dagger_nb.revisions import recorded
 from dagger_nb.sandboxes import factory_for
 from dagger_nb.store import CohortRecord, RunStore, read_json, round_group, rounds_to_train_on, write_json
@@ -388,3 +388,8 @@ def all_trajectories(records: Sequence[CohortRecord]) -> Iterator[Trajectory]:
 def all_labels(records: Sequence[CohortRecord]) -> Iterator[Label]:
     """Every label of some cohorts, in order."""
     return (label for record in records for label in record.labels)
+
+
+def all_missing(records: Sequence[CohortRecord]) -> Iterator[Missing]:
+    """Every state of some cohorts that was to be labelled and has no label, in order."""
+    return (state for record in records for state in record.missing)

@@ -1,9 +1,10 @@
 """What a served profile takes besides hours: GPU memory, disk, pulled images, the teacher's tokens and money.
 
-queries      = turns x the share of states that labels.states has labelled
+queries      = turns x (1 - share of the student's turns x (1 - share of states that labels.states has labelled));
+               malformed answers, which are asked for again, are not planned
 prompt       = queries x live tokens, of which `cached` are found again; completion = queries x action tokens
 money        = fresh prompt, cached prompt and completion, each x its price in `labels` (for a million tokens)
-models       = parameters x bytes, the student's twice where its 4-bit weights are unpacked to be served
+models       = weights as published, the student's twice where its 4-bit weights are unpacked to be served
 runs         = tokens x record_bytes + an adapter (4 bytes a parameter, 3 of them with a checkpoint) a training
 images       = at most sandbox.images_gb are kept; pulled in all = distinct tasks x GB of an image
 """
@@ -23,6 +24,7 @@ from dagger_nb.shapes import shape_of
 from dagger_nb.usage import GRADE, TRAIN, Usage
 
 SWE_GYM_TRAINING = 2338  # distinct images of the training tasks
+LAPTOP_GB = {"smoke": 1.0, "tiny": 2.0, "study": 20.0}  # free space for runs, caches and reports; others are planned
 
 
 def memory_table(settings: Settings) -> pd.DataFrame:
@@ -35,18 +37,18 @@ def memory_table(settings: Settings) -> pd.DataFrame:
 
 def fits(settings: Settings) -> list[str]:
     """For each known GPU, in words: that the profile fits and how many mean episodes its caches hold, or why not."""
-    live = scale.episode(settings).live
-    lines = []
-    for name, gpu in scale.gpus().items():
-        problems = memory.misfits(settings, gpu.bytes)
-        held = memory.episodes_at_once(settings, gpu.bytes, live)
-        lines.append(
-            f"{name}: does not fit: {'; '.join(problems)}"
-            if problems
-            else f"{name}: fits; its caches hold {held:.0f} episodes of mean length ({live:,.0f} tokens), "
-            f"serving.concurrency = {settings.serving.concurrency}"
-        )
-    return lines
+    return [f"{name}: {_fit(settings, gpu)}" for name, gpu in scale.gpus().items()]
+
+
+def _fit(settings: Settings, gpu: scale.Gpu) -> str:
+    if problems := memory.misfits(settings, gpu.bytes):
+        return f"does not fit: {'; '.join(problems)}"
+    live, wanted = scale.episode(settings).live, settings.serving.concurrency
+    held = int(memory.episodes_at_once(settings, gpu.bytes, live))
+    found = f"fits; its caches hold {held} episodes of mean length ({live:,.0f} tokens)"
+    if 1 <= held < wanted:  # more at once push each other's histories out, which are then read again every turn
+        return f"{found}, fewer than serving.concurrency = {wanted}: give -p serving.concurrency={held}"
+    return f"{found}, serving.concurrency = {wanted}"
 
 
 def labelled_share(settings: Settings) -> float:
@@ -56,13 +58,19 @@ def labelled_share(settings: Settings) -> float:
 
 
 def teacher_tokens(settings: Settings, phases: Sequence[Usage]) -> tuple[float, Tokens]:
-    """Queries of the teacher in all phases, and their tokens."""
-    queries = sum(phase.turns for phase in phases) * labelled_share(settings)
+    """Queries of the teacher in all phases, and their tokens: one where it acts, and one for a label elsewhere."""
+    queries = sum(phase.turns * _asked_share(settings, phase) for phase in phases)
     each = scale.episode(settings)
     prompt = queries * each.live
     return queries, Tokens(
         prompt=round(prompt), completion=round(queries * each.action), cached=round(prompt * scale.value("cached"))
     )
+
+
+def _asked_share(settings: Settings, phase: Usage) -> float:
+    """Of a phase's states, those in which the teacher acts or labels; in a student's exam it only labels."""
+    student = scale.student_shares(settings).get(phase.kind.partition(" ")[0], 1.0)
+    return 1 - student * (1 - labelled_share(settings))
 
 
 def money(settings: Settings, tokens: Tokens) -> float:
@@ -74,10 +82,9 @@ def disk_gb(settings: Settings, phases: Sequence[Usage]) -> dict[str, float]:
     """GB by kind: models, images kept, run folders."""
     student = shape_of(settings.student.path)
     unpacked = settings.student.quantise and settings.serving.weights == "dequantised"
-    models = student.parameters * student.weight_bytes * (2 if unpacked else 1)
+    models = student.published_bytes * (2 if unpacked else 1)
     if memory.teacher_here(settings):
-        teacher = shape_of(settings.teacher.path)
-        models += teacher.parameters * teacher.weight_bytes
+        models += shape_of(settings.teacher.path).published_bytes
     trainings = sum(phase.kind.startswith(TRAIN) for phase in phases)
     tokens = sum(phase.prompt_tokens + phase.action_tokens + phase.observation_tokens for phase in phases)
     runs = tokens * scale.value("record_bytes") + trainings * 3 * 4 * student.adapter(settings.lora.rank)

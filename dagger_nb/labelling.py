@@ -2,24 +2,26 @@
 
 A label is another branch of a state: it is kept apart from what was executed and never enters the context.
 
-A teacher behind the Policy protocol may fail. Its malformed answer is no label, because the student would learn to
-say what no tool understands; the state is asked once more, by chance where the first answer was greedy (which would
-only repeat itself), and counts as missing when that fails too. A state without an answer, or beyond the budget, is
-missing as well. Missing labels are recorded with their reason and never invented.
+A teacher behind the Policy protocol may fail. A malformed answer is asked for once more, by chance where the first was
+greedy (which would only repeat itself), whether the teacher acts or labels: its turn and its label of a state are one
+answer. Where the second is malformed too, its turn is executed as it is, an error that costs a turn and that the
+teacher reads in its next one, as any agent does; but it is no label, because the student would learn to say what no
+tool understands: the state counts as missing. So does one without an answer, or beyond the budget. Missing labels are
+recorded with their reason and never invented.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from dagger_nb.config import LabelSettings
 from dagger_nb.errors import BudgetError, PolicyError
 from dagger_nb.mixing import sampling_seed
-from dagger_nb.policies.protocol import Policy, Sampling, Teacher
+from dagger_nb.policies.protocol import Answer, Policy, Sampling, Teacher
 from dagger_nb.records import Action, Label, Missing, Task, Trajectory, Turn
 from dagger_nb.rendering import Renderer
 
@@ -46,27 +48,23 @@ class Tally:
     missing: Mapping[str, int]  # by reason
     complete: bool  # each of these states, and no other, has one label or is missing once
     differing: int  # labels that differ from what was executed
-    after_malformed: int  # of these, labels of states in which a malformed turn was executed
 
 
 def tally(records: Iterable[CohortRecord], states: str, k: int) -> Tally:
     """Count the labels of cohorts against the states that `states` and `k` choose in them (`states_to_label`)."""
-    turns, asked, labels, missing = {}, [], [], []
+    asked, labels, missing = [], [], []
     for record in records:
         for path in record.trajectories:
-            turns |= {(*path.key, turn.index): turn for turn in path.turns}
             asked += [(*path.key, index) for index in states_to_label(path.turns, states, k)]
         labels += record.labels
         missing += record.missing
     found = [(state.instance_id, state.attempt, state.turn) for state in (*labels, *missing)]
-    lessons = [(label.instance_id, label.attempt, label.turn) for label in labels if label.lesson]
     return Tally(
         asked=len(asked),
         labels=len(labels),
         missing=dict(sorted(Counter(state.reason for state in missing).items())),
         complete=sorted(found) == sorted(asked),
-        differing=len(lessons),
-        after_malformed=sum(key in turns and turns[key].action.malformed for key in lessons),
+        differing=sum(label.lesson for label in labels),
     )
 
 
@@ -119,16 +117,33 @@ async def label_episode(
 def states_to_label(turns: Sequence[Turn], states: str, k: int) -> tuple[int, ...]:
     """The indices of the turns whose states are labelled: every one, every k-th, all but the teacher's, or the first k.
 
+    An episode in which the teacher alone acted is a demonstration: it has no other turns to teach by, and keeps its
+    labels also where only those of others are chosen.
+
     >>> states_to_label([Turn(i, "student", Action("", ""), "", (), 0) for i in range(5)], "kth", 2)
     (0, 2, 4)
     """
+    demonstration = all(turn.actor == "teacher" for turn in turns)
     chosen = {
         "every": lambda turn: True,
         "kth": lambda turn: turn.index % k == 0,
-        "student": lambda turn: turn.actor != "teacher",
+        "student": lambda turn: demonstration or turn.actor != "teacher",
         "first": lambda turn: turn.index < k,
     }[states]
     return tuple(turn.index for turn in turns if chosen(turn))
+
+
+async def ask_teacher(policy: Policy, task: Task, turns: Sequence[Turn], sampling: Sampling, seed: int) -> Answer:
+    """The teacher's answer in a state, asked for once more where the first is malformed; the second stands.
+
+    Its usage is that of both. Raises as `Policy.answer` does.
+    """
+    first = await policy.answer(task, turns, sampling, seed)
+    if not first.action.malformed:
+        return first
+    by_chance = replace(sampling, temperature=sampling.temperature or SECOND_TEMPERATURE)
+    second = await policy.answer(task, turns, by_chance, seed + 1)
+    return replace(second, usage=first.usage + second.usage)
 
 
 async def _answer(
@@ -137,20 +152,12 @@ async def _answer(
     """The teacher's well-formed action in the state before a turn, or (reason, detail) of its absence."""
     before = trajectory.turns[: turn.index]
     try:
-        for tried, seeded in _tries(sampling, seed):
-            action = (await policy.answer(task, before, tried, seeded)).action
-            if not action.malformed:
-                return action
-        return "malformed", action.error
+        action = (await ask_teacher(policy, task, before, sampling, seed)).action
+        return ("malformed", action.error) if action.malformed else action
     except BudgetError as error:
         return "budget", str(error)
     except PolicyError as error:
         return "no answer", str(error)
-
-
-def _tries(sampling: Sampling, seed: int) -> Iterator[tuple[Sampling, int]]:
-    yield sampling, seed
-    yield replace(sampling, temperature=sampling.temperature or SECOND_TEMPERATURE), seed + 1
 
 
 def _label(trajectory: Trajectory, turn: Turn, action: Action, name: str, renderer: Renderer) -> Label:

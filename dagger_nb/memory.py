@@ -1,7 +1,8 @@
 """GPU memory by phase, computed from the models' shapes and the settings, and whether a profile fits.
 
-    serve    weights = parameters x bytes; adapter = its parameters x 2 bytes; KV cache = tokens x bytes of a token,
-             2 (keys, values) x 2 bytes x layers x key-value heads x head size; reserve = 2 GB a server
+    serve    weights as published, 2 bytes each (fp8: 1 in linear layers), of an NF4 student as below
+             adapter = its parameters x 2 bytes; reserve = 2 GB a server; KV cache = tokens x bytes of a token,
+             2 (keys, values) x 2 bytes x layers x key-value heads x head size
     train    base = linear layers x 0.516 bytes (NF4: 4 bits, and for 64 of them one byte, and for 256 of these 4)
              or x 2 bytes (bf16), + embeddings and norms x 2 bytes
              adapter = its parameters x 16 bytes (weight, gradient and two moments in 32 bits)
@@ -19,7 +20,7 @@ ASSUMED are the reserves, the 1.2, and what of a layer is alive at the same time
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dagger_nb.config import Settings
 from dagger_nb.errors import ConfigError
@@ -30,6 +31,9 @@ NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # of a weight, double quantisation as
 RESERVE_SERVED, RESERVE_TRAINED = 2 * GB, 4 * GB
 TREE = 1.2  # tokens of the longest tree for each token of context
 SERVE, TRAIN = "collect and evaluate", "train"  # the phases that share one GPU in turn
+# The same teachers in fewer bytes, by the same authors. Turns of student and teacher alternate, so that both are served
+# at the same time: loading them in turn would cost minutes a turn.
+SMALLER: Mapping[str, str] = {"Qwen/Qwen3-Coder-30B-A3B-Instruct": "Qwen/Qwen3-Coder-30B-A3B-Instruct-FP8"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +64,7 @@ def serving(settings: Settings) -> Phase:
     }
     if teacher_here(settings):
         teacher = shape_of(settings.teacher.path)
-        parts["teacher weights"] = teacher.parameters * teacher.weight_bytes
+        parts["teacher weights"] = teacher.published_bytes
         parts["teacher KV cache, one longest episode"] = float(context * teacher.kv_bytes)
         parts["reserve"] += RESERVE_SERVED
     return Phase(SERVE, parts)
@@ -68,7 +72,7 @@ def serving(settings: Settings) -> Phase:
 
 def _served(shape: Shape, settings: Settings) -> float:
     packed = settings.serving.weights == "nf4"
-    return _packed(shape) if packed else shape.parameters * shape.weight_bytes
+    return _packed(shape) if packed else shape.published_bytes
 
 
 def _packed(shape: Shape) -> float:
@@ -139,6 +143,12 @@ def needed_bytes(settings: Settings) -> float:
     return max((phase.total / _share(phase, settings) for phase in phases(settings)), default=0.0)
 
 
+def needed(settings: Settings) -> str:
+    """The size of that GPU in words, and with which override a smaller one will do."""
+    size, smaller = f"{needed_bytes(settings) / GB:.0f} GB", with_smaller_teacher(settings)
+    return f"{size} ({needed_bytes(smaller) / GB:.0f} GB with {_override(smaller)})" if smaller else size
+
+
 def _share(phase: Phase, settings: Settings) -> float:
     return 1.0 if phase.name == TRAIN else settings.serving.memory_share
 
@@ -149,18 +159,35 @@ def misfits(settings: Settings, gpu_bytes: float) -> list[str]:
     for phase in phases(settings):
         admitted = gpu_bytes * _share(phase, settings)
         if phase.total > admitted:
-            advice = _ADVICE[TRAIN if phase.name == TRAIN else "teacher" if teacher_here(settings) else SERVE]
             problems.append(
-                f"{phase.name}: {phase.total / GB:.0f} GB are needed, {admitted / GB:.0f} GB are there; {advice}"
+                f"{phase.name}: {phase.total / GB:.0f} GB are needed, {admitted / GB:.0f} GB are there; "
+                f"{_advice(phase, settings, gpu_bytes)}"
             )
     return problems
 
 
+def _advice(phase: Phase, settings: Settings, gpu_bytes: float) -> str:
+    if phase.name == TRAIN or not teacher_here(settings):
+        return _ADVICE[phase.name]
+    smaller = with_smaller_teacher(settings)
+    if smaller and serving(smaller).total <= gpu_bytes * smaller.serving.memory_share:
+        return f"give {_override(smaller)} (the same teacher in 8 bits), or put it behind teacher.endpoint"
+    return "put the teacher behind teacher.endpoint, or lower episode.context"
+
+
+def with_smaller_teacher(settings: Settings) -> Settings | None:
+    """The settings with the same teacher in fewer bytes, or None where none is known or none is served here."""
+    path = SMALLER.get(settings.teacher.path)
+    if path is None or not teacher_here(settings):
+        return None
+    return replace(settings, teacher=replace(settings.teacher, path=path))
+
+
+def _override(settings: Settings) -> str:
+    return f"-p teacher.path={settings.teacher.path}"
+
+
 _ADVICE = {
-    "teacher": (
-        "put the teacher behind teacher.endpoint, take one of fewer bytes (Qwen/Qwen3-Coder-30B-A3B-Instruct-FP8), "
-        "or lower episode.context"
-    ),
     SERVE: "lower episode.context, or choose a smaller student",
     TRAIN: "set student.quantise and training.checkpointing to True, lower episode.context, or take a smaller student",
 }

@@ -33,15 +33,17 @@ def begin(profile: str, seed: int, overrides: Mapping[str, object] | None = None
     return settings
 
 
-def needs(settings: Settings, number: str) -> None:
-    """Print what notebook `number` ("02" to "06") needs and takes in this profile, before anything is spent.
+def needs(settings: Settings, number: str, patches: int = 0) -> None:
+    """Print what notebook `number` ("02" to "06") needs and takes here and in every profile, before anything is spent.
+
+    `patches` are graded by it beside those of the plan.
 
     Raises:
         ConfigError: the profile does not fit this machine's GPU.
     """
-    from dagger_nb import plan
+    from dagger_nb import needs as figures
 
-    print(plan.needs(settings, number))
+    print(figures.text(settings, number, patches))
 
 
 def fleet(settings: Settings) -> Executor:
@@ -102,15 +104,10 @@ def check_labels(records: Iterable[CohortRecord], settings: Settings) -> None:
 def check_demonstrations(records: Iterable[CohortRecord], settings: Settings) -> None:
     """Check that the labels of episodes in which the teacher alone acted are what it did.
 
-    A model's malformed turn is executed as it is, and asked for again before it becomes a label: such labels differ
-    and are counted.
+    A model's malformed turn is executed where it is malformed twice, and then has no label.
     """
     found = tally(records, settings.labels.states, settings.labels.k)
-    if settings.teacher.scripted:
-        check(not found.differing, "on its own states the teacher agrees with itself: every label is what was executed")
-        return
-    of_them = f"{found.after_malformed} of them where its turn was malformed"
-    print(f"{found.differing} of {found.labels} labels differ from what the teacher executed, {of_them}")
+    check(not found.differing, "on its own states the teacher agrees with itself: every label is what was executed")
 
 
 def check_lengths(dropped: Iterable[int], settings: Settings) -> None:

@@ -30,7 +30,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from dagger_nb import config, footprint, memory, results, scale, usage
+from dagger_nb import config, footprint, results, scale, usage
 from dagger_nb.config import Settings
 from dagger_nb.errors import DaggerError, DataError
 from dagger_nb.experiment import EXAMS, Experiment, exam_size
@@ -97,7 +97,9 @@ def _rates(settings: Settings) -> tuple[Rates, str]:
         return measured["rates"], measured["source"]
     here = local_gpus()
     gpu = scale.gpu_like(here[0].name if here else "")
-    return scale.rates(settings, gpu), f"ASSUMED for profile {settings.profile} on one {gpu.name}, see below"
+    return scale.rates(
+        settings, gpu
+    ), f"ASSUMED for profile {settings.profile} on one {gpu.name} (data/plan/scale.json)"
 
 
 def _of_recipe(chosen: Recipe, settings: Settings, rates: Rates) -> Iterator[Usage]:
@@ -112,7 +114,7 @@ def _of_recipe(chosen: Recipe, settings: Settings, rates: Rates) -> Iterator[Usa
             kind = f"{usage.who_sits(chosen.name, exam)} {exam.split}"
             yield _episodes(f"{chosen.name} {exam.name}", kind, sizes[exam.name], settings, rates)
     patches = sum(sizes[exam.name] for exam in exams if not exam.shadow)
-    yield _grading(chosen.name, patches, settings, rates)
+    yield grading(chosen.name, patches, settings, rates)
 
 
 def _episodes(phase: str, kind: str, episodes: int, settings: Settings, rates: Rates) -> Usage:
@@ -144,64 +146,13 @@ def _training(chosen: Recipe, round_: int, settings: Settings, rates: Rates) -> 
     return Usage(phase, kinds[-1], episodes=sum(examples), trained_tokens=sum(tokens), seconds=sum(seconds))
 
 
-def _grading(name: str, patches: int, settings: Settings, rates: Rates) -> Usage:
+def grading(name: str, patches: int, settings: Settings, rates: Rates) -> Usage:
+    """The grading of so many patches, each once."""
     rate = rate_of(GRADE, rates)
     runs = patches * rate["test_runs"]
     fresh = runs * rate["fresh"]
     seconds = fresh * rate["seconds"] / settings.workers
     return Usage(f"{name} grading", GRADE, episodes=patches, test_runs=runs, fresh_runs=fresh, seconds=seconds)
-
-
-# --- what one notebook needs ----------------------------------------------------------------------------------
-
-
-_RECIPES_OF = {"02": (), "03": ("base", "sft"), "04": ("dagger", "switch"), "05": (), "06": ()}
-_FIRST = "sft collect 1"  # collected by notebook 02 and read by 03
-
-
-def needs(settings: Settings, number: str) -> str:
-    """What notebook `number` ("02" to "06") takes under these settings, in a few lines, from the same figures.
-
-    Raises:
-        ConfigError: the profile does not fit this machine's GPU.
-        DataError: a rate is missing.
-    """
-    predicted = plan(settings)
-    mine = notebook_phases(predicted, number)
-    spent, episodes = sum(phase.seconds for phase in mine), sum(phase.episodes for phase in mine if phase.turns)
-    tokens = sum(phase.tokens for phase in mine)
-    lines = [
-        f"notebook {number}, profile {settings.profile}: {episodes:,.0f} episodes, {tokens:,.0f} tokens, {_time(spent)}"
-    ]
-    if not mine:
-        lines = [
-            f"notebook {number}, profile {settings.profile}: collects and trains nothing, it reads what 03 and 04 wrote"
-        ]
-    if settings.served:
-        lines += _needs_served(settings, mine)
-    return "\n".join([*lines, f"rates: {predicted.source}"])
-
-
-def notebook_phases(predicted: Plan, number: str) -> list[Usage]:
-    """The phases that notebook `number` runs; later ones find them done."""
-    recipes = _RECIPES_OF[number]
-    first = [phase for phase in predicted.phases if phase.phase == _FIRST and number == "02"]
-    return first + [p for p in predicted.phases if p.phase != _FIRST and p.phase.partition(" ")[0] in recipes]
-
-
-def _needs_served(settings: Settings, mine: Sequence[Usage]) -> list[str]:
-    for gpu in local_gpus()[:1]:
-        memory.refuse_misfit(settings, gpu.bytes)
-    queries, tokens = footprint.teacher_tokens(settings, mine)
-    size = sum(footprint.disk_gb(settings, mine).values())
-    return [
-        f"one GPU of {memory.needed_bytes(settings) / memory.GB:.0f} GB or more, Docker, {size:,.0f} GB of disk",
-        f"teacher: {queries:,.0f} queries, {tokens.prompt:,} prompt and {tokens.completion:,} completion tokens",
-    ]
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds / 60:.1f} minutes" if seconds < 3600 else f"{seconds / 3600:,.1f} hours"
 
 
 # --- against what was used ------------------------------------------------------------------------------------

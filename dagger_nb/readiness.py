@@ -46,10 +46,9 @@ def disk_gb(settings: Settings) -> float:
 def gpu(settings: Settings) -> list[Check]:
     """How many there are, and whether the profile fits the first; that this Python's torch can use it."""
     try:
-        found, least = local_gpus(), memory.needed_bytes(settings)
+        found, needed = local_gpus(), f"the profile needs one of {memory.needed(settings)}"
     except DaggerError as error:
         return [failed("GPU", error)]
-    needed = f"the profile needs one of {least / memory.GB:.0f} GB"
     if not found:
         return [Check("GPU", "fail", f"none (no nvidia-smi); {needed}", GET_GPU)]
     first = found[0]

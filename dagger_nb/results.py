@@ -18,7 +18,7 @@ from dagger_nb.errors import DataError
 from dagger_nb.evaluation import diagnostics, digging, protocol, tables
 from dagger_nb.evaluation.grades import Grade, Status
 from dagger_nb.evaluation.predictions import Prediction, read_predictions
-from dagger_nb.experiment import EXAMS, Experiment, all_labels, all_trajectories, identity
+from dagger_nb.experiment import EXAMS, Experiment, all_labels, all_missing, all_trajectories, identity
 from dagger_nb.fleet import Executor
 from dagger_nb.recipes import RECIPES
 from dagger_nb.records import Task, digest
@@ -69,7 +69,7 @@ def training_tables(experiment: Experiment) -> dict[str, pd.DataFrame]:
     fits = [_fit_row(experiment.fit_report(r), r) | {"passes": passes} for r in rounds]
     found = {
         "dose": protocol.realised_dose(all_trajectories(records)) if records else pd.DataFrame(),
-        "lessons": protocol.lessons(all_labels(records)) if records else pd.DataFrame(),
+        "lessons": protocol.lessons(all_labels(records), all_missing(records)) if records else pd.DataFrame(),
         "fits": pd.DataFrame(fits),
         "losses": losses(experiment),
     }

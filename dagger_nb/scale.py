@@ -115,11 +115,11 @@ def model_seconds(shape: Shape, settings: Settings, gpu: Gpu) -> float:
 def _touched(shape: Shape, n: float) -> float:
     """Bytes of weights that one step of `n` tokens reads: of the experts, those that any of the tokens chose."""
     if not shape.experts:
-        return shape.parameters * shape.weight_bytes
-    share = 1 - (1 - shape.active_experts / shape.experts) ** n
-    always = shape.active - shape.layers * shape.active_experts * shape.expert
-    experts = shape.layers * shape.experts * shape.expert
-    return (always + share * experts) * shape.weight_bytes
+        return shape.published_bytes
+    experts = shape.layers * shape.experts * shape.expert * shape.linear_bytes
+    idle = experts * (1 - shape.active_experts / shape.experts) ** n
+    looked_up = 2.0 * (shape.embeddings - shape.vocabulary * shape.hidden)  # the embedding's, a row a token
+    return shape.published_bytes - idle - looked_up
 
 
 def turn_seconds(settings: Settings, gpu: Gpu, student_share: float) -> float:
@@ -141,11 +141,11 @@ def train_seconds(settings: Settings, gpu: Gpu) -> float:
 
 def rates(settings: Settings, gpu: Gpu) -> Rates:
     """What `plan` multiplies with: a row for each kind of phase that a served profile has."""
-    shares = {f"{who} train": share for who, share in _shares(settings).items()}
+    shares = {f"{who} train": share for who, share in student_shares(settings).items()}
     shares |= {f"{who} {split}": 1.0 for who in ("base", "student", "slips", "teacher") for split in SPLITS}
     found = {kind: _row(settings, gpu, share) for kind, share in shares.items()}
     trained = {"kept": value("kept"), "tree": episode(settings).length * value("tree")}
-    for who in _shares(settings):
+    for who in student_shares(settings):
         found[f"{TRAIN} {who}"] = trained | {"seconds": train_seconds(settings, gpu)}
     found[GRADE] = {"test_runs": 1.0, "fresh": 1.0, "seconds": value("grading_seconds")}
     return found
@@ -164,7 +164,7 @@ def _row(settings: Settings, gpu: Gpu, student_share: float) -> dict[str, float]
     }
 
 
-def _shares(settings: Settings) -> dict[str, float]:
+def student_shares(settings: Settings) -> dict[str, float]:
     """Who collects -> in which share of the turns the student acts (of the rounds in which it acts at all)."""
     mixer = recipe("dagger", settings).mixer
     betas = (

@@ -15,6 +15,8 @@ from dagger_nb import paths
 from dagger_nb.config import nearest
 from dagger_nb.errors import DataError
 
+FP8_BYTES = 1 + 4 / (128 * 128)  # of a weight: 8 bits, and a scale for each block of 128 x 128
+
 
 @dataclass(frozen=True, slots=True)
 class Shape:
@@ -31,7 +33,7 @@ class Shape:
     tied: bool  # whether the head is the embedding
     experts: int = 0
     active_experts: int = 0  # for one token
-    weight_bytes: float = 2.0  # of a parameter as it is served
+    linear_bytes: float = 2.0  # of a weight of a linear layer as it is published; all others take 2
 
     @property
     def linears(self) -> tuple[tuple[int, int], ...]:
@@ -64,6 +66,15 @@ class Shape:
     @property
     def parameters(self) -> int:
         return self.layers * self.layer_weights + self.embeddings + self.norms
+
+    @property
+    def published_bytes(self) -> float:
+        """Bytes of all weights as they are published, and so on disk and served as they are.
+
+        Routers are among the weights that stay in 16 bits.
+        """
+        linears = self.layers * (self.layer_weights - self.hidden * self.experts)
+        return 2.0 * (self.parameters - linears) + self.linear_bytes * linears
 
     @property
     def active(self) -> int:
@@ -119,7 +130,16 @@ def of_config(config: Mapping[str, Any], where: str) -> Shape:
             tied=config["tie_word_embeddings"],
             experts=experts,
             active_experts=config["num_experts_per_tok"] if experts else 0,
-            weight_bytes=config.get("bytes_per_parameter", 2.0),
+            linear_bytes=_linear_bytes(config.get("quantization_config"), where),
         )
     except KeyError as error:
         raise DataError(f"{where}: no {error} in this config; is it complete?") from error
+
+
+def _linear_bytes(packing: Mapping[str, Any] | None, where: str) -> float:
+    """Bytes of a linear layer's weight under a config's `quantization_config`."""
+    if packing is None:
+        return 2.0
+    if packing.get("quant_method") == "fp8":
+        return FP8_BYTES
+    raise DataError(f"{where}: quantised by {packing.get('quant_method')!r}, which is not planned for; only fp8 is")

@@ -15,7 +15,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from dagger_nb import cli, config, doctor, paths, runner, store
+from dagger_nb import cli, config, doctor, paths, readiness, runner, store
 
 Capture = pytest.CaptureFixture[str]
 
@@ -75,6 +75,14 @@ def test_help_shows_examples(capsys: Capture) -> None:
         cli.main(["--help"])
     printed = capsys.readouterr().out
     assert all(f"dagger-nb {name}" in printed for name in ("reproduce", "run", "doctor", "plan", "show", "clean"))
+
+
+@pytest.mark.parametrize("command", ["reproduce", "run", "plan"])
+def test_help_names_every_profile(capsys: Capture, command: str) -> None:
+    with pytest.raises(SystemExit):
+        cli.main([command, "--help"])
+    said = " ".join(capsys.readouterr().out.split()).replace("- ", "-")
+    assert all(name in said for name in config.PROFILES)
 
 
 def test_reproduce_ends_with_where_everything_is(home: Path, capsys: Capture) -> None:
@@ -205,6 +213,31 @@ def test_a_served_profile_is_refused_with_what_fails_before_anything_runs(
     error = capsys.readouterr().err
     assert "profile qwen3-4b cannot run here" in error and "fail GPU" in error and "git" not in error
     assert not (home / "ran").exists() and not (home / "reports").exists()
+
+
+H100 = "NVIDIA H100 80GB HBM3, 81559, 570.86.15"
+SMALLER = "teacher.path=Qwen/Qwen3-Coder-30B-A3B-Instruct-FP8"
+
+
+@pytest.mark.parametrize("profile", ["qwen3-4b", "qwen3-8b"])
+def test_one_gpu_of_80_gb_is_refused_with_the_override_that_it_then_accepts(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture, profile: str
+) -> None:
+    """From the command line to the checks of this machine, which only tells of such a GPU."""
+    add_notebook(home, "04_dagger.ipynb", f"open({str(home / 'ran')!r}, 'w')")
+    program = home / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\necho '{H100}'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{home}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(doctor, "examine", lambda *given: readiness.gpu(config.load(*given))[:1])
+    assert cli.main(["run", "04", "--profile", profile]) == 2
+    assert f"give -p {SMALLER} (" in capsys.readouterr().err and not (home / "ran").exists()
+    assert cli.main(["run", "04", "--profile", profile, "-p", SMALLER]) == 0
+    assert (home / "ran").exists()
+    assert cli.main(["plan", "--profile", profile, "-p", SMALLER]) == 0
+    assert "NVIDIA H100 80GB: fits; its caches hold" in capsys.readouterr().out
+    assert cli.main(["doctor", "--profile", profile, "-p", SMALLER]) == 0
+    assert "its linear layers in 8 bits" in capsys.readouterr().out
 
 
 def test_a_served_run_that_goes_on_is_not_refused_for_the_room_it_took(

@@ -22,15 +22,16 @@ import torch
 
 from dagger_nb import config
 from dagger_nb.collector import Capacity, Cast, Collector, Labeller
+from dagger_nb.config import LabelSettings
 from dagger_nb.episode import Conditions, Limits, Plan
 from dagger_nb.errors import BudgetError, ConfigError, ContextError, EnvironmentProblem, PolicyError, SandboxError
 from dagger_nb.experiment import Experiment, observation_cache
 from dagger_nb.fleet import CohortJob, Executor, run_job
-from dagger_nb.labelling import Labelled, label_trajectory
+from dagger_nb.labelling import SECOND_TEMPERATURE, Labelled, ask_teacher, label_episode, label_trajectory
 from dagger_nb.mixing import STUDENT_ALONE, TEACHER_ALONE, BernoulliMixer, Schedule, sampling_seed
 from dagger_nb.policies import teacher
 from dagger_nb.policies.oracle import OraclePolicy
-from dagger_nb.policies.protocol import Answer, Sampling
+from dagger_nb.policies.protocol import Answer, Sampling, Usage
 from dagger_nb.progress import Progress
 from dagger_nb.records import Action, StopReason, Task, Trajectory, Turn
 from dagger_nb.rollout import run_cohort
@@ -322,6 +323,56 @@ def test_a_failure_ends_its_own_episode_and_no_other(collector, train_tasks, who
     assert sum(desks.closed.values()) == 4 - (who == "open")
 
 
+class Stammering:
+    """A teacher whose answers of some turns are malformed so many times in a row; it asks itself by seed."""
+
+    name = "stammering"
+
+    def __init__(self, times: dict[int, int], turns: int = 3) -> None:
+        self.times, self.well, self.asked = times, Busy(turns), []
+
+    async def answer(self, task: Task, turns: Sequence[Turn], sampling: Sampling, seed: int) -> Answer:
+        self.asked.append((len(turns), sampling.temperature, seed))
+        tried = seed - sampling_seed(0, task.instance_id, 0, len(turns))
+        if tried < self.times.get(len(turns), 0):
+            return Answer(Action("", "", raw=f"ls {tried}", error="no call"), usage=Usage(100, 1))
+        return replace(await self.well.answer(task, turns, sampling, seed), usage=Usage(100, 2))
+
+
+def test_a_malformed_turn_of_the_teacher_is_asked_for_once_more_and_then_executed_without_a_label(
+    collector, renderer, train_tasks
+):
+    by = Stammering({0: 1, 2: 2})
+
+    async def label(task: Task, trajectory: Trajectory) -> Labelled:
+        every, greedy = LabelSettings(), Sampling(max_new_tokens=8)
+        more = {"policy": by, "renderer": renderer, "sampling": greedy, "settings": every, "run_seed": 0}
+        return await label_episode(task, trajectory, **more)
+
+    work = jobs(train_tasks[:1], alone(mixer=TEACHER_ALONE, limits=Limits(loop_repeats=9)))
+    record = collected(collector(Busy(9), Desks(), by=by, label=label), work)[0]
+    (found,) = record.trajectories
+    assert [turn.action.malformed for turn in found.turns] == [False, False, True, False]
+    assert found.turns[2].action.raw == "ls 1" and found.turns[2].observation and found.stop is StopReason.FINISH
+    assert [(each.turn, each.lesson) for each in record.labels] == [(0, False), (1, False), (3, False)]
+    assert [(each.turn, each.reason) for each in record.missing] == [(2, "malformed")]
+    seeds = [(turn, sampling_seed(0, *found.key, turn)) for turn in range(4)]
+    asked = [(0, seeds[0][1]), (0, seeds[0][1] + 1), seeds[1], seeds[2], (2, seeds[2][1] + 1), seeds[3]]
+    assert [(turn, seed) for turn, _, seed in by.asked[:6]] == asked
+    assert sorted((turn, seed) for turn, _, seed in by.asked[6:]) == sorted(asked)  # which a file of answers knows
+    assert {heat for turn, heat, seed in by.asked if (turn, seed) in (asked[1], asked[4])} == {SECOND_TEMPERATURE}
+
+
+def test_an_answer_that_was_asked_for_twice_counts_both(train_tasks):
+    for times, completion in ((0, 2), (1, 3), (2, 2)):
+        answer = ask_teacher(Stammering({0: times}), train_tasks[0], (), GREEDY, sampling_seed(0, *_first(train_tasks)))
+        assert asyncio.run(answer).usage == Usage(100 * min(2, times + 1), completion)
+
+
+def _first(tasks: Sequence[Task]) -> tuple[str, int, int]:
+    return tasks[0].instance_id, 0, 0
+
+
 def test_an_episode_too_long_for_the_teacher_ends_by_its_context_and_keeps_its_patch(collector, train_tasks):
     async def refuse(task: Task, turns: Sequence[Turn]) -> None:
         if len(turns) == 2:
@@ -343,7 +394,7 @@ def test_what_concerns_the_run_stops_it_after_the_finished_episodes(collector, t
 
     async def hook(task: Task, turns: Sequence[Turn]) -> None:
         place = train_tasks.index(task)
-        while place >= 2 and len(done) < 2:
+        while place >= 2 and (len(done) < 2 or len(desks.opened) < 4):  # a busy machine opens the last one late
             await asyncio.sleep(0.01)
         if place == 2 and where == "student":
             raise error

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dagger_nb import config, deviations, doctor, paths
+from dagger_nb import config, deviations, footprint, paths
 from dagger_nb.errors import ConfigError, EnvironmentProblem
 
 SERVED = ("qwen3-0.6b", "qwen3-4b", "qwen3-8b")
@@ -21,7 +21,7 @@ SERVED = ("qwen3-0.6b", "qwen3-4b", "qwen3-8b")
 def test_every_profile_loads(profile: str) -> None:
     settings = config.load(profile)
     assert settings.profile == profile
-    assert (profile in doctor.DISK_GB) == (not settings.served)
+    assert (profile in footprint.LAPTOP_GB) == (not settings.served)
 
 
 def test_profiles_set_the_same_names() -> None:
@@ -45,7 +45,7 @@ def test_every_difference_from_the_paper_has_a_number(profile: str) -> None:
     settings = config.load(profile).to_dict()
     mine = {name: settings[name.partition(".")[0]][name.partition(".")[2]] for name in deviations.PAPER}
     differing = {name for name, value in deviations.PAPER.items() if mine[name] != value}
-    explained = {name for each in deviations.DEVIATIONS if profile in each.profiles for name in each.of}
+    explained = {name for each in deviations.DEVIATIONS if each.holds(config.load(profile)) for name in each.of}
     assert differing == explained
 
 
@@ -60,6 +60,15 @@ def test_deviations_are_printed_with_the_profiles_own_values() -> None:
     assert "{" not in deviations.text(config.load("qwen3-4b")) and "rank 32" in deviations.text(config.load("qwen3-4b"))
     assert not deviations.deviations(config.load("qwen3-4b")).here.str.contains("40,960").any()
     assert len(deviations.deviations(config.load("tiny"))) == 1
+
+
+def test_an_override_that_leaves_the_paper_has_a_number_too() -> None:
+    plain = deviations.deviations(config.load("qwen3-4b"))
+    fewer = {"dagger.rounds": 3, "teacher.path": "Qwen/Qwen3-Coder-30B-A3B-Instruct-FP8", "tasks.unseen": 466}
+    table = deviations.deviations(config.load("qwen3-4b", fewer))
+    added = table.drop(plain.index).here.tolist()
+    assert added == [f"{fewer['teacher.path']}: its linear layers in 8 bits", "dagger.rounds = 3"]
+    assert table.index.is_unique
 
 
 def test_overrides_reach_their_setting_and_nothing_else() -> None:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
-from dagger_nb import config
+from dagger_nb import config, paths
+from dagger_nb.answers import AnswerFile
+from dagger_nb.bill import Account, Bill
 from dagger_nb.crew import ServedCrew
-from dagger_nb.errors import EnvironmentProblem
+from dagger_nb.errors import ConfigError, EnvironmentProblem
+from dagger_nb.gpus import LocalGpu
+from dagger_nb.policies.endpoint import EndpointPolicy
+from dagger_nb.store import write_json
 
 
 class Stand:
@@ -56,6 +64,37 @@ def test_a_server_that_does_not_come_up_leaves_none_and_the_next_try_starts_both
     crew._start()
     crew._start()  # they are up
     assert Stand.up == ["teacher", "student"]
+
+
+def test_a_teacher_that_is_served_here_is_known_by_the_commit_that_is_served(crew):
+    """Answers are kept, and labels named, by it; a pushed commit changes neither."""
+    commit = "a" * 40
+    write_json(paths.runs() / "models.json", {"some/teacher": commit})
+    crew._start()
+    assert (crew._teacher.revision, crew._teacher.endpoint) == (commit, "http://teacher/v1")
+
+    async def name() -> str:
+        bill = Bill(file, Account("run", 1))
+        async with EndpointPolicy(crew._teacher, bill, jitter=random.Random(0)) as policy:
+            return policy.name
+
+    with closing(AnswerFile(paths.answers())) as file:
+        assert asyncio.run(name()) == f"some/teacher@{commit}"
+
+
+@pytest.mark.parametrize("profile", ["qwen3-4b", "qwen3-8b"])
+def test_one_gpu_of_80_gb_is_divided_or_refused_before_a_server_starts(own_home, monkeypatch, profile):
+    monkeypatch.setattr("dagger_nb.crew.renderer_of", lambda *_: None)
+    monkeypatch.setattr("dagger_nb.crew.local_gpus", lambda: [LocalGpu("NVIDIA H100 80GB HBM3", 81559 * 2**20, "570")])
+    with (
+        ServedCrew(config.load(profile)) as crew,
+        pytest.raises(ConfigError, match="give -p teacher.path=Qwen/.*-FP8"),
+    ):
+        crew._start()
+    smaller = config.load(profile, {"teacher.path": "Qwen/Qwen3-Coder-30B-A3B-Instruct-FP8"})
+    with ServedCrew(smaller) as crew:
+        student, teacher = (settings.serving.memory_share for settings in crew._shares())
+    assert student + teacher == pytest.approx(0.9) and teacher * 81559 * 2**20 > 31.2e9
 
 
 @pytest.mark.parametrize("role", [0, 1])

@@ -502,6 +502,14 @@ def test_the_states_that_are_labelled(train_tasks, states, k, chosen):
     assert states_to_label(visited(train_tasks[0])[1].turns, states, k) == chosen
 
 
+@pytest.mark.parametrize("states", ["every", "student"])
+def test_a_demonstration_keeps_its_labels_whoevers_turns_are_labelled(train_tasks, states):
+    """Else SFT, and DAgger's first round, would have nothing to train on."""
+    turns = [replace(turn, actor="teacher") for turn in visited(train_tasks[0])[1].turns]
+    assert states_to_label(turns, states, 1) == (0, 1, 2, 3, 4, 5) and states_to_label((), states, 1) == ()
+    assert states_to_label([*turns[:5], replace(turns[5], actor="slip")], "student", 1) == (5,)
+
+
 def test_the_seed_of_a_label_is_that_of_the_turn_itself(train_tasks):
     task, found = visited(train_tasks[0])
     conditions = episode.Conditions(BernoulliMixer(Schedule("constant", start=0.5)), GREEDY, 3, "base")

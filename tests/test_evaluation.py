@@ -37,7 +37,7 @@ from dagger_nb.evaluation.protocol import lessons, protocol_counts, realised_dos
 from dagger_nb.evaluation.shares import clustered_share
 from dagger_nb.evaluation.tables import OUTCOME_COLUMNS, outcomes, rates, score, score_table
 from dagger_nb.evaluation.verdict import judge
-from dagger_nb.records import Action, Label, StopReason, Task, Trajectory, Turn
+from dagger_nb.records import Action, Label, Missing, StopReason, Task, Trajectory, Turn
 from dagger_nb.sandboxes import local_factory
 from dagger_nb.tasks import git
 
@@ -644,9 +644,20 @@ def test_protocol_counts_are_the_students_by_round():
 def test_the_realised_dose_stands_beside_the_nominal_beta():
     row = realised_dose([STUCK]).iloc[0]
     assert (row.turns, row.teacher_turns, row.turn_share, row.token_share, row.nominal_beta) == (5, 1, 0.2, 0.2, 0.5)
+    assert row.teacher_malformed == 0 and realised_dose([twice_malformed()]).teacher_malformed.tolist() == [1]
+
+
+def twice_malformed() -> Trajectory:
+    """A student's malformed turn, and one of the teacher that stayed malformed when it was asked for again."""
+    broken = Action("", "", raw="?", error="no call")
+    return episode(("student", broken, "no call"), ("teacher", broken, "no call"), ("teacher", FINISH, ""))
 
 
 def test_lessons_and_labels_bought_twice_in_a_row_are_counted():
     row = lessons(LABELS).iloc[0]
     assert (row.labels, row.lessons, row.repeats, row.lesson_repeats) == (11, 4, 3, 1)
+    assert row.missing == 0
+    lineage = {"instance_id": "a", "attempt": 0, "round": 0, "policy": "base", "actor": "teacher", "teacher": "t"}
+    lost = Missing(**lineage, turn=9, reason="malformed", detail="no call")
+    assert lessons(LABELS, [lost, lost]).missing.tolist() == [2] and lessons([], [lost]).labels.tolist() == [0]
     assert lessons([]).empty and protocol_counts([]).empty and realised_dose([]).empty

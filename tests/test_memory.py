@@ -14,6 +14,7 @@ from dagger_nb.errors import ConfigError, DataError, EnvironmentProblem
 KNOWN = json.loads((paths.data() / "models" / "shapes.json").read_text())
 SERVED = ("qwen3-0.6b", "qwen3-4b", "qwen3-8b")
 H100, H200 = 80e9, 141e9
+FP8 = "Qwen/Qwen3-Coder-30B-A3B-Instruct-FP8"
 
 
 @pytest.mark.parametrize("name", sorted(KNOWN))
@@ -22,7 +23,7 @@ def test_parameters_are_those_of_transformers_model(name: str) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    numbers = {key: value for key, value in KNOWN[name].items() if key != "bytes_per_parameter"}
+    numbers = {key: value for key, value in KNOWN[name].items() if key != "quantization_config"}
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**numbers))
     model.tie_weights()
@@ -87,14 +88,46 @@ def test_served_profiles_fit_an_h200(profile: str) -> None:
     assert memory.misfits(settings, memory.needed_bytes(settings) * 0.999)
 
 
-def test_a_profile_that_does_not_fit_is_refused_with_what_to_change() -> None:
-    with pytest.raises(ConfigError, match="'qwen3-4b' does not fit.*collect and evaluate.*teacher.endpoint"):
-        memory.refuse_misfit(config.load("qwen3-4b"), H100)
-    for change in (
-        {"teacher.endpoint": "http://localhost:1/v1"},
-        {"teacher.path": "Qwen/Qwen3-Coder-30B-A3B-Instruct-FP8"},
-    ):
-        memory.refuse_misfit(config.load("qwen3-4b", change), H100)
+@pytest.mark.parametrize(
+    ("profile", "teacher", "on_80", "on_141"),
+    [
+        ("qwen3-0.6b", {}, True, True),
+        ("qwen3-4b", {}, False, True),
+        ("qwen3-4b", {"teacher.path": FP8}, True, True),
+        ("qwen3-4b", {"teacher.endpoint": "http://localhost:1/v1"}, True, True),
+        ("qwen3-8b", {}, False, True),
+        ("qwen3-8b", {"teacher.path": FP8}, True, True),
+        ("qwen3-8b", {"teacher.endpoint": "http://localhost:1/v1"}, True, True),
+    ],
+)
+def test_which_gpu_holds_a_profile(profile: str, teacher: dict[str, object], on_80: bool, on_141: bool) -> None:
+    settings = config.load(profile, teacher)
+    assert [not memory.misfits(settings, size) for size in (H100, H200)] == [on_80, on_141]
+
+
+@pytest.mark.parametrize("profile", ["qwen3-4b", "qwen3-8b"])
+def test_a_profile_that_does_not_fit_is_refused_with_the_override_that_does(profile: str) -> None:
+    said = f"'{profile}' does not fit.*collect and evaluate.*give -p teacher.path={FP8} .*or put it behind teacher.endp"
+    with pytest.raises(ConfigError, match=said):
+        memory.refuse_misfit(config.load(profile), H100)
+    assert f"GB with -p teacher.path={FP8})" in memory.needed(config.load(profile))
+
+
+def test_an_override_that_would_not_help_is_not_named() -> None:
+    (problem,) = memory.misfits(config.load("qwen3-4b", {"student.path": "Qwen/Qwen3-0.6B"}), 48e9)
+    assert FP8 not in problem and "teacher.endpoint" in problem
+    small = config.load("qwen3-0.6b")
+    assert memory.needed(small) == "24 GB" and memory.with_smaller_teacher(small) is None
+    assert memory.with_smaller_teacher(config.load("qwen3-4b", {"teacher.path": FP8})) is None
+
+
+def test_weights_in_8_bits_take_what_their_authors_published() -> None:
+    """31.2 GB on the hub: embeddings, norms and routers stay in 16 bits."""
+    assert shapes.shape_of(FP8).published_bytes == pytest.approx(31.2e9, rel=2e-3)
+    plain = shapes.shape_of(FP8.removesuffix("-FP8"))
+    assert plain.published_bytes == 2 * plain.parameters
+    with pytest.raises(DataError, match="quantised by 'awq'"):
+        shapes.of_config(KNOWN[FP8] | {"quantization_config": {"quant_method": "awq"}}, "here")
 
 
 def test_training_on_64k_is_planned_below_80_gb() -> None:

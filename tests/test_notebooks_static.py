@@ -14,6 +14,7 @@ import pytest
 from IPython.core.inputtransformer2 import TransformerManager
 
 from dagger_nb import runner
+from dagger_nb.profiles import PROFILES
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -76,6 +77,19 @@ def test_one_parameters_cell_of_annotated_and_explained_literals(path: Path, cel
     }
     for statement in ast.parse(source).body:
         assert statement.end_lineno in commented, f"no comment beside: {ast.unparse(statement)}"
+
+
+@each_notebook
+def test_every_profile_is_named_where_one_is_chosen(path: Path, cells: list) -> None:
+    (source,) = [cell.source for cell in cells if "parameters" in tags(cell)]
+    (line,) = [line for line in source.splitlines() if line.startswith("profile: str")]
+    assert all(name in line for name in PROFILES)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS[2:7], ids=lambda path: path.stem)
+def test_a_notebook_that_spends_or_judges_states_what_each_profile_needs(path: Path, cells: list) -> None:
+    (call,) = [cell for cell in code_of(cells) if "notebook.needs(" in cell.source]
+    assert f'notebook.needs(settings, "{path.stem[:2]}"' in call.source and cells.index(call) <= 4
 
 
 @each_notebook

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dagger_nb import config, footprint, plan, rates, results, scale, shapes, usage
+from dagger_nb import config, footprint, needs, plan, rates, results, scale, shapes, usage
 from dagger_nb.config import Settings
 from dagger_nb.errors import ConfigError, DataError
 from dagger_nb.experiment import EXAMS, Experiment
@@ -211,7 +211,9 @@ def test_a_mean_episode_keeps_to_the_limits():
 def test_few_tokens_touch_few_experts_and_many_touch_all():
     shape = shapes.shape_of("Qwen/Qwen3-Coder-30B-A3B-Instruct")
     one, many = scale._touched(shape, 1), scale._touched(shape, 10_000)
-    assert one == pytest.approx(2 * shape.active) and many == pytest.approx(2 * shape.parameters, rel=0.03)
+    assert one == pytest.approx(2 * (shape.active + shape.norms)) and many == pytest.approx(
+        2 * shape.parameters, rel=0.03
+    )
 
 
 def test_the_teachers_bill_follows_prices_and_labelled_states():
@@ -223,7 +225,11 @@ def test_the_teachers_bill_follows_prices_and_labelled_states():
     expected = (tokens.prompt - tokens.cached) + 0.1 * tokens.cached + 4.0 * tokens.completion
     assert footprint.money(settings, tokens) == pytest.approx(expected / 1e6)
     fewer = config.load("qwen3-0.6b", prices | {"labels.states": "kth", "labels.k": 4})
-    assert footprint.teacher_tokens(fewer, phases)[0] == pytest.approx(queries / 4)
+    turns = {who: sum(phase.turns for phase in phases if phase.kind.startswith(who)) for who in ("teacher", "switch")}
+    mixed = [phase.turns for phase in phases if phase.kind == "mixed train"]  # of round 2, in which beta is 0.8
+    alone = queries - sum(turns.values()) - sum(mixed)
+    asked = turns["teacher"] + turns["switch"] * 5 / 8 + sum(mixed) * (1 - 0.2 * 3 / 4) + alone / 4
+    assert len(mixed) == 1 and footprint.teacher_tokens(fewer, phases)[0] == pytest.approx(asked)
     assert "no price is set" in footprint.report(config.load("qwen3-0.6b"), phases)
 
 
@@ -244,10 +250,32 @@ def test_the_hours_of_all_phases_are_the_plans(settings):
 def test_the_notebooks_needs_add_up_to_the_plan(profile):
     settings = config.load(profile)
     predicted = plan.plan(settings)
-    found = [phase for number in ("02", "03", "04", "05", "06") for phase in plan.notebook_phases(predicted, number)]
+    found = [phase for number in ("02", "03", "04", "05", "06") for phase in needs.phases(predicted, number)]
     assert sorted(phase.phase for phase in found) == sorted(phase.phase for phase in predicted.phases)
-    assert "collects and trains nothing" in plan.needs(settings, "05")
-    assert ("GPU of 99 GB" in plan.needs(settings, "04")) == (profile == "qwen3-4b")
+    assert "collects and trains nothing" in needs.text(settings, "05")
+    assert ("GPU of 99 GB" in needs.text(settings, "04")) == (profile == "qwen3-4b")
+
+
+@pytest.mark.parametrize("number", ["02", "03", "04", "05", "06"])
+def test_a_notebook_states_for_every_profile_what_it_needs_and_takes(number):
+    found = needs.table(number)
+    assert list(found.index) == list(config.PROFILES)
+    said = needs.text(config.load("smoke"), number)
+    for profile in config.PROFILES:
+        spent = needs.phases(plan.plan(config.load(profile)), number)
+        row, models = found.loc[profile], any(phase.turns for phase in spent)
+        assert row.episodes == f"{sum(phase.episodes for phase in spent if phase.turns):,.0f}"
+        assert (row.GPU != "none") == (models and config.load(profile).served) == (row["teacher's queries"] != "0")
+        assert (row.episodes, row.time, row.disk) == ("0", "0.0 minutes", "0") or models
+        assert f"\n{profile}" in said
+
+
+def test_notebook_06_needs_docker_for_real_tasks_and_no_gpu(tmp_path, monkeypatch):
+    monkeypatch.setattr(needs, "local_gpus", lambda: pytest.fail("a reader of results looks at no GPU"))
+    said = needs.text(config.load("qwen3-4b"), "06", patches=28)
+    assert "collects and trains nothing" in said and "28 patches are graded, 1.8 minutes" in said  # 28 x 120 s / 32
+    row = needs.table("06", 28).loc["qwen3-4b"]
+    assert (row.GPU, row.Docker, row.patches) == ("none", "yes", "28")
 
 
 def test_needs_refuse_a_gpu_that_is_too_small(tmp_path, monkeypatch):
@@ -256,6 +284,8 @@ def test_needs_refuse_a_gpu_that_is_too_small(tmp_path, monkeypatch):
     program.write_text("#!/bin/sh\necho 'NVIDIA H100 80GB HBM3, 81559, 570.86.15'\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    with pytest.raises(ConfigError, match="'qwen3-4b' does not fit this GPU"):
-        plan.needs(config.load("qwen3-4b"), "04")
-    assert "on one NVIDIA H100 80GB" in plan.needs(config.load("qwen3-0.6b"), "04")
+    with pytest.raises(ConfigError, match="'qwen3-4b' does not fit this GPU.*-p teacher.path=Qwen.*-FP8"):
+        needs.text(config.load("qwen3-4b"), "04")
+    smaller = config.load("qwen3-4b", {"teacher.path": "Qwen/Qwen3-Coder-30B-A3B-Instruct-FP8"})
+    assert "on one NVIDIA H100 80GB" in needs.text(smaller, "04")
+    assert "on one NVIDIA H100 80GB" in needs.text(config.load("qwen3-0.6b"), "04")

@@ -13,7 +13,7 @@ import pytest
 from servers import KEY, MODEL, running
 from test_hub import newer_row, older_row, write_jsonl
 
-from dagger_nb import cli, config, doctor, paths, readiness, scale
+from dagger_nb import cli, config, doctor, footprint, paths, readiness, scale
 from dagger_nb.checks import failed
 from dagger_nb.config import Settings
 from dagger_nb.crew import executor
@@ -41,7 +41,7 @@ def served(**overrides: object) -> Settings:
     ("listed", "status", "said"),
     [
         ("NVIDIA H200, 143771, 570.86.15", "ok", ""),
-        ("NVIDIA H100 80GB HBM3, 81559, 570.86.15", "fail", "teacher.endpoint"),
+        ("NVIDIA H100 80GB HBM3, 81559, 570.86.15", "fail", "-p teacher.path=Qwen/Qwen3-Coder-30B-A3B-Instruct-FP8"),
     ],
 )
 def test_a_gpu_fits_or_the_doctor_says_what_to_change(listed, status, said, tmp_path, monkeypatch):
@@ -312,5 +312,5 @@ def test_the_disk_of_a_served_profile_is_planned():
     settings = config.load("qwen3-4b")
     weights = 2 * (2 * 4_022_468_096 + 30_532_122_624) / 1e9
     assert readiness.disk_gb(settings) == doctor.disk_gb(settings) > weights
-    assert doctor.disk_gb(config.load("tiny")) == doctor.DISK_GB["tiny"]
+    assert doctor.disk_gb(config.load("tiny")) == footprint.LAPTOP_GB["tiny"]
     assert scale.value("record_bytes") > 0

@@ -12,7 +12,7 @@ from itertools import pairwise
 import pandas as pd
 
 from dagger_nb.evaluation.readings import failed_call, is_edit, is_full_test_run, same_reply, shows_failures
-from dagger_nb.records import Label, StopReason, Trajectory, Turn
+from dagger_nb.records import Label, Missing, StopReason, Trajectory, Turn
 
 
 def protocol_counts(trajectories: Iterable[Trajectory]) -> pd.DataFrame:
@@ -37,21 +37,26 @@ def realised_dose(trajectories: Iterable[Trajectory]) -> pd.DataFrame:
     """How much of the acting the teacher really did, beside the nominal beta (its mean over turns).
 
     Returns:
-        One row a round: round, nominal_beta, episodes, turns, teacher_turns, turn_share, action_tokens,
-        teacher_tokens, token_share.
+        One row a round: round, nominal_beta, episodes, turns, teacher_turns, turn_share, teacher_malformed (of the
+        teacher's turns: asked for twice and still no call of a tool), action_tokens, teacher_tokens, token_share.
     """
     rows = [
-        (path.round, path.key, turn.beta, turn.actor == "teacher", len(turn.token_ids))
+        (path.round, path.key, turn.beta, turn.actor == "teacher", turn.action.malformed, len(turn.token_ids))
         for path in trajectories
         for turn in path.turns
     ]
-    frame = pd.DataFrame(rows, columns=["round", "key", "beta", "teacher", "tokens"])
-    frame = frame.assign(beta=frame.beta.astype(float), teacher_tokens=frame.tokens * frame.teacher.astype(int))
+    frame = pd.DataFrame(rows, columns=["round", "key", "beta", "teacher", "malformed", "tokens"])
+    frame = frame.assign(
+        beta=frame.beta.astype(float),
+        malformed=(frame.malformed & frame.teacher).astype(int),
+        teacher_tokens=frame.tokens * frame.teacher.astype(int),
+    )
     table = frame.groupby("round").agg(
         nominal_beta=("beta", "mean"),
         episodes=("key", "nunique"),
         turns=("tokens", "size"),
         teacher_turns=("teacher", "sum"),
+        teacher_malformed=("malformed", "sum"),
         action_tokens=("tokens", "sum"),
         teacher_tokens=("teacher_tokens", "sum"),
     )
@@ -59,13 +64,13 @@ def realised_dose(trajectories: Iterable[Trajectory]) -> pd.DataFrame:
     return table.assign(token_share=table.teacher_tokens / table.action_tokens).reset_index()
 
 
-def lessons(labels: Iterable[Label]) -> pd.DataFrame:
+def lessons(labels: Iterable[Label], missing: Iterable[Missing] = ()) -> pd.DataFrame:
     """How many labels taught something new.
 
     Returns:
         One row a round: round, labels, lessons (they differ from what was executed), lesson_share,
         repeats (the same call as the label of the turn before: what a stuck loop buys again and again),
-        lesson_repeats.
+        lesson_repeats, missing (states that were to be labelled and have no label).
     """
     counts: dict[int, Counter[str]] = defaultdict(Counter)
     previous: Label | None = None
@@ -75,7 +80,9 @@ def lessons(labels: Iterable[Label]) -> pd.DataFrame:
             labels=1, lessons=label.lesson, repeats=repeats, lesson_repeats=repeats and label.lesson
         )
         previous = label
-    columns = ["labels", "lessons", "repeats", "lesson_repeats"]
+    for state in missing:
+        counts[state.round]["missing"] += 1
+    columns = ["labels", "lessons", "repeats", "lesson_repeats", "missing"]
     rows = [{"round": number} | {name: counts[number][name] for name in columns} for number in sorted(counts)]
     frame = pd.DataFrame(rows, columns=["round", *columns])
     frame.insert(3, "lesson_share", frame.lessons / frame.labels)

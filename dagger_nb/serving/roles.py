@@ -9,6 +9,7 @@ from pathlib import Path
 from dagger_nb import paths
 from dagger_nb.config import Settings, TeacherSettings
 from dagger_nb.errors import ConfigError
+from dagger_nb.revisions import recorded
 from dagger_nb.serving.engine import ServedModel, find_engine, longest
 from dagger_nb.serving.server import Server
 from dagger_nb.serving.weights import local_checkpoint, served_folder
@@ -56,5 +57,9 @@ def teacher_server(settings: Settings, *, log: Path, progress: Progress = print)
 
 
 def at(server: Server, teacher: TeacherSettings) -> TeacherSettings:
-    """The teacher's settings with the address of its running server."""
-    return replace(teacher, endpoint=f"{server.url}/v1")
+    """The teacher's settings with the address of its running server and, of a hub's model, the commit that it serves.
+
+    By that commit its answers are kept and its labels named, whatever is the newest one later.
+    """
+    commit = recorded(str(paths.checkpoint(teacher.path)), teacher.revision)
+    return replace(teacher, endpoint=f"{server.url}/v1", revision=commit)

@@ -1,0 +1,115 @@
+"""What one notebook needs and takes by the planner's figures: in the profile at hand, and in every profile."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from dagger_nb import config, footprint, memory
+from dagger_nb.config import Settings
+from dagger_nb.gpus import local_gpus
+from dagger_nb.plan import Plan, grading, plan
+from dagger_nb.profiles import PROFILES
+from dagger_nb.usage import GRADE, Usage
+
+_RECIPES_OF = {"02": (), "03": ("base", "sft"), "04": ("dagger", "switch"), "05": (), "06": ()}
+_FIRST = "sft collect 1"  # collected by notebook 02 and read by 03
+
+
+def text(settings: Settings, number: str, patches: int = 0) -> str:
+    """What notebook `number` ("02" to "06") takes under these settings, in a few lines, and then in every profile.
+
+    `patches` are graded beside what is planned.
+
+    Raises:
+        ConfigError: it asks or trains models, and the profile does not fit this machine's GPU.
+        DataError: a rate is missing.
+    """
+    predicted = plan(settings)
+    mine = phases(predicted, number, patches)
+    lines = [f"notebook {number}, profile {settings.profile}: {_takes(mine)}"]
+    if settings.served and _asks_models(mine):
+        lines += _models(settings, mine)
+    lines += [
+        f"rates: {predicted.source}",
+        "",
+        "the same of every profile, without overrides:",
+        table(number, patches).to_string(),
+    ]
+    return "\n".join(lines)
+
+
+def table(number: str, patches: int = 0) -> pd.DataFrame:
+    """What notebook `number` needs and takes, a row a profile.
+
+    `tokens` in millions; `GPU`: the memory of the smallest that will do; `disk` in GB, a laptop's of all notebooks.
+    """
+    return pd.DataFrame([_row(config.load(name), number, patches) for name in PROFILES]).set_index("profile")
+
+
+def phases(predicted: Plan, number: str, patches: int = 0) -> list[Usage]:
+    """The phases that notebook `number` runs; later ones find them done."""
+    recipes = _RECIPES_OF[number]
+    found = [phase for phase in predicted.phases if phase.phase == _FIRST and number == "02"]
+    found += [p for p in predicted.phases if p.phase != _FIRST and p.phase.partition(" ")[0] in recipes]
+    return found + ([grading("sample", patches, predicted.settings, predicted.rates)] if patches else [])
+
+
+def _row(settings: Settings, number: str, patches: int) -> dict[str, object]:
+    predicted = plan(settings)
+    mine = phases(predicted, number, patches)
+    served = settings.served and _asks_models(mine)
+    queries = footprint.teacher_tokens(settings, mine)[0] if served else 0
+    return {
+        "profile": settings.profile,
+        "episodes": f"{_episodes(mine):,.0f}",
+        "tokens": f"{sum(phase.tokens for phase in mine) / 1e6:,.2f}",
+        "patches": f"{_patches(mine):,.0f}",
+        "time": _time(mine),
+        "GPU": f"{memory.needed_bytes(settings) / memory.GB:.0f} GB" if served else "none",
+        "Docker": "yes" if mine and settings.sandbox.back_end == "docker" else "no",
+        "disk": f"{_disk_gb(settings, mine):,.0f}" if _asks_models(mine) else "0",
+        "teacher's queries": f"{queries:,.0f}",
+        "rates": "assumed" if settings.served else "measured",
+    }
+
+
+def _disk_gb(settings: Settings, mine: Sequence[Usage]) -> float:
+    if settings.served:
+        return sum(footprint.disk_gb(settings, mine).values())
+    return footprint.LAPTOP_GB[settings.profile]
+
+
+def _takes(mine: Sequence[Usage]) -> str:
+    if _asks_models(mine):
+        return f"{_episodes(mine):,.0f} episodes, {sum(phase.tokens for phase in mine):,.0f} tokens, {_time(mine)}"
+    graded = f"; {_patches(mine):,.0f} patches are graded, {_time(mine)}" if mine else ""
+    return f"collects and trains nothing, it reads what 03 and 04 wrote{graded}"
+
+
+def _models(settings: Settings, mine: Sequence[Usage]) -> list[str]:
+    for gpu in local_gpus()[:1]:
+        memory.refuse_misfit(settings, gpu.bytes)
+    queries, tokens = footprint.teacher_tokens(settings, mine)
+    return [
+        f"one GPU of {memory.needed(settings)} or more, Docker, {_disk_gb(settings, mine):,.0f} GB of disk",
+        f"teacher: {queries:,.0f} queries, {tokens.prompt:,} prompt and {tokens.completion:,} completion tokens",
+    ]
+
+
+def _asks_models(mine: Sequence[Usage]) -> bool:
+    return any(phase.turns for phase in mine)
+
+
+def _episodes(mine: Sequence[Usage]) -> float:
+    return sum(phase.episodes for phase in mine if phase.turns)
+
+
+def _patches(mine: Sequence[Usage]) -> float:
+    return sum(phase.episodes for phase in mine if phase.kind == GRADE)
+
+
+def _time(mine: Sequence[Usage]) -> str:
+    seconds = sum(phase.seconds for phase in mine)
+    return f"{seconds / 60:.1f} minutes" if seconds < 3600 else f"{seconds / 3600:,.1f} hours"
