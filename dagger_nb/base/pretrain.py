@@ -46,12 +46,12 @@ class Recipe:
     heads: int = 4
     groups: int = 1
     intermediate: int = 384
-    tasks: int = 10_000  # tasks whose episode is read in pieces that cover it, with drills
-    searches: int = 50_000  # further tasks, of which only the way from the failure to the repair is read
+    tasks: int = 5_000  # tasks whose episode is read in pieces that cover it, with drills
+    searches: int = 24_000  # further tasks, of which only the way from the failure to the repair is read
     block: int = 512  # tokens of a row
     rows: int = 16  # rows of a step; one step in `long_every` joins them eight by eight, for long positions
     long_every: int = 8
-    steps: int = 3200
+    steps: int = 1500
     muon_rate: float = 0.02
     adam_rate: float = 3e-3
     warmup: int = 50
