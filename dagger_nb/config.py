@@ -99,9 +99,9 @@ class TaskSettings:
 class EpisodeSettings:
     """Limits of one episode (turns, tokens, seconds) and how the student samples while data is collected."""
 
-    max_turns: Positive = 40
-    context: Annotated[int, Range(256)] = 6144  # tokens of the whole episode, prompt included
-    max_new_tokens: Positive = 96  # tokens of one action
+    max_turns: Positive = 60
+    context: Annotated[int, Range(256)] = 8192  # tokens of the whole episode, prompt included
+    max_new_tokens: Positive = 160  # tokens of one action
     loop_repeats: Annotated[int, Range(2)] = 3  # equal turns in a row that end the episode
     temperature: Amount = 0.7  # paper: T = 0.7, top-p 0.9 in roll-outs
     top_p: Annotated[float, Range(0, 1, open=True)] = 0.9

@@ -27,8 +27,8 @@ LOG = logging.getLogger(__name__)
 class Limits:
     """What ends an episode. `context` in tokens, `seconds` of wall clock (None: no such limit)."""
 
-    max_turns: int = 40
-    context: int = 6144
+    max_turns: int = 60
+    context: int = 8192
     loop_repeats: int = 3
     command_timeout_s: float = 60.0
     seconds: float | None = None

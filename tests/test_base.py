@@ -109,6 +109,14 @@ def test_what_is_said_weighs_more_than_what_is_read(renderer):
     assert "Run the tests." in said and "[100%]" not in said
 
 
+def test_a_search_goes_from_the_failure_to_the_repair(renderer):
+    for turns in corpus.episodes(40, 4):
+        ids, weights = corpus.encode_search(renderer, turns)
+        text, said = renderer.tokenizer.decode(ids), renderer.tokenizer.decode(ids[weights == corpus.SAID])
+        assert "1 passed" not in said and text.count("[100%]") + text.count("1 error") == 1
+        assert said.count('"str_replace"') == 1 and said.rstrip().endswith("<|im_end|>")
+
+
 # --- pre-training --------------------------------------------------------------------------------------------
 
 

@@ -249,7 +249,7 @@ def test_the_same_action_with_another_observation_is_no_loop():
 # --- the budget ----------------------------------------------------------------------------------------------
 
 PROMPT = 512  # tokens that system prompt, schemas and problem statement may take
-EPISODE = 3584  # and with them the teacher's whole episode on any task of the hardest split
+EPISODE = 5120  # and with them the teacher's whole episode on any task of the hardest split
 DETOURS = 2048  # that must be left in the context for wrong turns: fifteen views or test runs
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -12,7 +13,7 @@ import pytest
 from dagger_nb import scaffold
 from dagger_nb.base import reenact
 from dagger_nb.evaluation.grading import grade
-from dagger_nb.policies import teacher
+from dagger_nb.policies import history, teacher
 from dagger_nb.records import Action, Task, Turn, from_json, to_json
 from dagger_nb.tasks import generate
 from dagger_nb.tasks.gold import gold_edits
@@ -85,6 +86,42 @@ def test_a_whole_diff_is_never_cut_and_no_edit_needs_quoting_in_sed():
             for change in gold_edits(generate(split, index)):
                 assert len(f"{change.old}{change.new}{change.path}") * 2 + 200 < scaffold.OBSERVATION_CHARS / 3
                 assert not set(change.new) & set('|&\\"$`'), change
+
+
+def test_no_line_is_replaced_before_a_comparison_has_shown_it():
+    for index in range(BREADTH):
+        seen = ""
+        for turn in reenact.episode(generate("longer", index)):
+            arguments = turn.action.arguments
+            if arguments.get("command") == "str_replace" and "import" not in arguments["old_str"]:
+                removed, added = (f"{arguments[name]}\n" for name in ("old_str", "new_str"))
+                assert re.search(rf"^< *{re.escape(removed)}---\n> *{re.escape(added)}", seen, re.MULTILINE)
+            seen = turn.observation
+
+
+def test_a_comparison_with_wrong_lines_is_made_again(sandboxes):
+    task, turns = generate("train", 3), []
+    sandbox = sandboxes.open(task)
+    while not (right := teacher.label(task, turns)).arguments["command"].startswith("diff"):
+        act(right, turns, sandbox)
+    wrong = right.arguments["command"].replace("upper", "title")
+    act(bash(wrong), turns, sandbox)
+    assert wrong != right.arguments["command"] and ".title" in turns[-1].observation
+    assert teacher.label(task, turns) == right
+
+
+@pytest.mark.parametrize(
+    ("command", "changes"),
+    [
+        ("diff <(sed -n 3,4p /testbed/a/b.py) - <<'EOF'\n    x = 1\n    return x\nEOF", False),
+        ("diff <(sed -n 3,4p /testbed/a/b.py) - <<'EOF'\n    x = 1\nEOF\nrm a", True),
+        ("diff <(sed -n 3,4p /testbed/a/b.py) - <<'EOF'\nEOF\nEOF", True),
+        ("diff <(sed -n 3,4p $(rm a)) - <<'EOF'\n    x = 1\nEOF", True),
+        ("diff <(sed -i 3d /testbed/a/b.py) - <<'EOF'\n    x = 1\nEOF", True),
+    ],
+)
+def test_a_comparison_changes_nothing_and_what_follows_one_may(command, changes):
+    assert history.may_change(Turn(0, "student", bash(command), "", (), 0)) is changes
 
 
 # --- pure ----------------------------------------------------------------------------------------------------

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 
 import numpy as np
 
@@ -69,15 +68,17 @@ def encode(
         yield _joined([(renderer.request_ids(request), READ), (renderer.action_ids(action), SAID)])
 
 
-def encode_looks(renderer: Renderer, turns: Sequence[Turn]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(ids, loss weights) of each view of an episode with the action that follows it: repair, or look elsewhere.
+def encode_search(renderer: Renderer, turns: Sequence[Turn]) -> tuple[np.ndarray, np.ndarray]:
+    """(ids, loss weights) of the way from an episode's first failure to its first repair.
 
-    What is wrong with the lines one sees is the hardest skill; a sixth of an episode's tokens teaches it.
+    What the lines that one reads should be is the hardest skill, and this is the part of an episode that needs it.
     """
-    for look, answer in pairwise(turns):
-        if look.action.arguments.get("command") == "view":
-            seen = renderer.observation_ids(look.observation)
-            yield _joined([(seen, READ), (renderer.action_ids(answer.action), SAID)])
+    end = next(t for t, turn in enumerate(turns) if turn.action.arguments.get("command") == "str_replace")
+    pieces = [(renderer.observation_ids(turns[0].observation), READ)]
+    for turn in turns[1:end]:
+        pieces.append((renderer.action_ids(turn.action), SAID))
+        pieces.append((renderer.observation_ids(turn.observation), READ))
+    return _joined([*pieces, (renderer.action_ids(turns[end].action), SAID)])
 
 
 def _joined(pieces: Sequence[tuple[Sequence[int], float]]) -> tuple[np.ndarray, np.ndarray]:

@@ -46,12 +46,12 @@ class Recipe:
     heads: int = 4
     groups: int = 1
     intermediate: int = 384
-    tasks: int = 10_000  # tasks whose episode is read in pieces that cover it, with drills
-    looks: int = 32_000  # further tasks, of which only the views and the action after each are read
+    tasks: int = 5_000  # tasks whose episode is read in pieces that cover it, with drills
+    searches: int = 24_000  # further tasks, of which only the way from the failure to the repair is read
     block: int = 512  # tokens of a row
     rows: int = 16  # rows of a step; one step in `long_every` joins them eight by eight, for long positions
     long_every: int = 8
-    steps: int = 3200
+    steps: int = 1500
     muon_rate: float = 0.02
     adam_rate: float = 3e-3
     warmup: int = 50
@@ -74,7 +74,7 @@ def build_data(recipe: Recipe, work: Path) -> tuple[PreTrainedTokenizerFast, np.
 
 
 def _encode_all(recipe: Recipe, work: Path) -> tuple[np.ndarray, np.ndarray]:
-    total, began, pieces = recipe.tasks + recipe.looks, time.monotonic(), []
+    total, began, pieces = recipe.tasks + recipe.searches, time.monotonic(), []
     with ProcessPoolExecutor(recipe.threads, multiprocessing.get_context("spawn")) as pool:
         jobs = [(recipe, work, first, min(first + CHUNK, total)) for first in range(0, total, CHUNK)]
         for (*_, end), chunk in zip(jobs, pool.map(_encode_chunk, jobs), strict=True):
@@ -92,7 +92,7 @@ def _encode_chunk(job: tuple[Recipe, Path, int, int]) -> list[tuple[np.ndarray, 
     for number, (task, turns, drills) in enumerate(corpus.documents(first, whole), first + 1):
         pieces += corpus.encode(renderer, task, turns, drills, random.Random(f"cut-{recipe.seed}-{number}"))
     for turns in corpus.episodes(first + whole, end - first - whole):
-        pieces += corpus.encode_looks(renderer, turns)
+        pieces.append(corpus.encode_search(renderer, turns))
     return pieces
 
 

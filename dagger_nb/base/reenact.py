@@ -1,6 +1,6 @@
 """Teacher episodes without a sandbox, for the pre-training corpus only.
 
-The three commands that an undisturbed teacher uses (the tests, grep, git diff) are re-enacted in this process
+The commands that an undisturbed teacher uses (the tests, grep, diff, git diff) are re-enacted in this process
 for trusted, generated repositories, thousands a minute. What they print equals the sandbox's observations: a
 test compares whole episodes. Nothing else in the package uses this.
 """
@@ -20,11 +20,12 @@ from dagger_nb.sandboxes.protocol import CommandResult
 from dagger_nb.tasks.execution import Program
 
 _PARSING = threading.Lock()  # in CPython 3.11 ast.parse counts its recursion wrongly when two threads use it at once
+_COMPARE = re.compile(r"diff <\(sed -n (\d+),\d+p (\S+)\) - <<'EOF'\n(.*)\nEOF", re.DOTALL)
 WIDTH = 80  # columns of the terminal that pytest believes in
 
 
 class Reenactment:
-    """A `Sandbox` that knows the teacher's three commands and nothing else."""
+    """A `Sandbox` that knows the teacher's commands and nothing else."""
 
     def __init__(self, task: Task) -> None:
         self.base = dict(task.files)
@@ -44,6 +45,9 @@ class Reenactment:
         module = re.fullmatch(r"python -c 'import (\S+)' 2>&1 \| tail -3", command)
         if module:
             return CommandResult(self._import_error(module[1].replace(".", "/") + ".py"), 0)
+        compared = _COMPARE.fullmatch(command)
+        if compared:
+            return self._compare(int(compared[1]), compared[2], compared[3].split("\n"))
         lines = list(self._grep(re.fullmatch(r"grep -rn '([^']+)' /testbed", command)[1]))
         return CommandResult("\n".join(lines), 0 if lines else 1)
 
@@ -52,6 +56,12 @@ class Reenactment:
             for number, line in enumerate(self.files[path].split("\n"), 1):
                 if text in line:
                     yield f"/testbed/{path}:{number}:{line}"
+
+    def _compare(self, first: int, path: str, wanted: list[str]) -> CommandResult:
+        """What `diff` says of lines of which one at most is another; there are as many on both sides."""
+        shown = self.read(path).split("\n")[first - 1 : first - 1 + len(wanted)]
+        found = [(n, a, b) for n, (a, b) in enumerate(zip(shown, wanted, strict=True), 1) if a != b]
+        return CommandResult("".join(f"{n}c{n}\n< {a}\n---\n> {b}\n" for n, a, b in found), int(bool(found)))
 
     def _diff(self) -> Iterator[str]:
         for path in sorted(self.files):

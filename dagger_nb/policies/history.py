@@ -11,6 +11,7 @@ from dagger_nb.records import Turn
 _READ_ONLY = re.compile(
     r"(grep|cat|ls|head|tail|wc|pwd|echo|git (diff|status|log|show)|python -m pytest)\b[^<>|;&`$\n]*"
     r"|python -c 'import [\w.]+' 2>&1 \| tail -3"
+    r"|diff <\(sed -n \d+,\d+p [\w./-]+\) - <<'EOF'\n(?:(?!EOF\n).*\n)*EOF"
 )
 _LEAVES_NO_FILE = re.compile(r'git checkout [^<>|;&`$\n]*|sed -i "\d+s\|[^|"]*\|[^|"]*\|" \S+')
 CUT = re.compile(r"^\.\.\. \d+ characters cut \.\.\.$", re.MULTILINE)

@@ -17,7 +17,7 @@ class Sampling:
 
     temperature: float = 0.0
     top_p: float = 1.0
-    max_new_tokens: int = 96
+    max_new_tokens: int = 160
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,10 @@
 """The scripted teacher: labels any state of a generated task, using the history and the gold patch.
 
 It works as a careful engineer would: run the tests; take the first failure; find the function under test
-and read it, then the functions that it calls, until the wrong line is on the screen; replace the line; run
-the tests again; when they pass read the diff, and finish. What the gold patch adds is only the answer to
-"is this line wrong, and what should it be?", which the docstring beside the line answers for the student.
+and read it; write its lines as the docstring wants them and let `diff` compare; where nothing differs go on to the
+functions that it calls; replace the line that differs; run the tests again; when they pass read the diff, and
+finish. What the gold patch adds is only the answer to "what should these lines be?", which the docstring above
+them answers for the student; what is wrong the tool says, so that no comparison by eye is needed.
 The teacher never uses the state of the files, only what the history has shown:
 
 * damage counts once a test, a diff or a listing has shown it: an edit after which the first failure is the
@@ -16,6 +17,7 @@ The teacher never uses the state of the files, only what the history has shown:
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,7 +28,7 @@ from dagger_nb.policies.history import Failure
 from dagger_nb.records import Action, Task, Turn
 from dagger_nb.tasks.gold import Edit, call_graph, function_under_test, gold_edits, locate
 
-NAME = "oracle-1"
+NAME = "oracle-2"
 
 RUN_TESTS = "python -m pytest"
 SHOW_DIFF = "git diff -U0"
@@ -34,6 +36,7 @@ SHOW_NEW_FILES = "git status --short"
 CLEAN = "git clean -fdxq"
 RESET_ALL = f"git checkout . && {CLEAN}"
 EXPLAIN_IMPORT = "python -c 'import {module}' 2>&1 | tail -3"
+COMPARE = "diff <(sed -n {first},{last}p {path}) - <<'EOF'\n{lines}\nEOF"  # what stands there with what should
 WINDOW = 8  # lines of a view after the first: no generated function is longer
 
 _IMPORT_LINE = re.compile(
@@ -179,7 +182,7 @@ class _Reading:
 
     def _inspect(self, name: str) -> Action | None:
         """The next action that concerns one function, or None when its shown text is right."""
-        short = name.rsplit(".", 1)[-1]
+        short = _short(name)
         place = self._definition(short)
         if place is None:
             return self._find(short)
@@ -187,6 +190,9 @@ class _Reading:
         viewed = self._view_of(path, line, len(self.gold.functions[name]))
         if viewed is None:
             return self._view(f"Read {short}.", path, line)
+        compare = self._compare(name, path, line)
+        if self._latest(lambda turn: turn.action.same_call(compare)) is None:
+            return compare
         t, numbered = viewed
         body = numbered[: len(self.gold.functions[name])]
         if [text for _, text in body] == list(self.gold.functions[name]):
@@ -206,7 +212,7 @@ class _Reading:
     def _replace(self, path: str, line: int, viewed_at: int, number: int, edit: Edit) -> Action:
         failed = self._failed_edit_at(path)
         if failed is None:
-            return self._str_replace(f"Line {number} is wrong.", path, edit)
+            return self._str_replace("That line is wrong.", path, edit)
         if viewed_at < failed:
             return self._view("That failed. Look again.", path, line)
         return self._by_number(path, number, edit)
@@ -316,6 +322,13 @@ class _Reading:
     def _find(self, name: str) -> Action:
         return self._bash(f"Find {name}.", f"grep -rn 'def {name}' /testbed")
 
+    def _compare(self, name: str, path: str, line: int) -> Action:
+        """Compare the lines of a function below its docstring, which begins at `line`, with what they should be."""
+        lines = self.gold.functions[name]
+        head = 1 + sum(1 for _ in itertools.takewhile(_is_remark, lines[1:]))
+        asked = {"first": line + head, "last": line + len(lines) - 1, "path": path, "lines": "\n".join(lines[head:])}
+        return self._bash(f"Compare {_short(name)} with its docstring.", COMPARE.format_map(asked))
+
     def _by_number(self, path: str, number: int, edit: Edit) -> Action:
         return self._bash("Use the line number.", f'sed -i "{number}s|.*|{edit.new}|" {path}')
 
@@ -326,6 +339,15 @@ class _Reading:
     def _str_replace(self, thought: str, path: str, edit: Edit) -> Action:
         arguments = {"command": "str_replace", "path": path, "old_str": edit.old.strip(), "new_str": edit.new.strip()}
         return Action(thought, "str_replace_editor", arguments)
+
+
+def _short(function: str) -> str:
+    """The name of a function without that of its class."""
+    return function.rpartition(".")[2]
+
+
+def _is_remark(line: str) -> bool:
+    return line.lstrip().startswith(("#", '"'))
 
 
 def _is_test_run(turn: Turn) -> bool:
