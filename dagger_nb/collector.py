@@ -140,9 +140,9 @@ class _Run:
         """Wait for what runs in threads, then close the sandboxes that cancelled episodes left."""
         for pool in (self._commands, self._doors):
             pool.shutdown(cancel_futures=True)
-        left = [episode.sandbox for episode in self._with_sandbox if episode.sandbox is not None]
+        left = [episode for episode in self._with_sandbox if episode.sandbox is not None]
         with ThreadPoolExecutor(self.capacity.commands) as closing:
-            list(closing.map(lambda sandbox: sandbox.close(), left))
+            list(closing.map(core.close_sandbox, left))
 
     async def _job(self, job: CohortJob, cast: Cast, report: Callable[[Result], None]) -> None:
         async with asyncio.TaskGroup() as group:

@@ -474,6 +474,23 @@ def test_a_sandbox_that_cannot_be_removed_spoils_no_episode(collector, train_tas
     assert f"{train_tasks[0].instance_id}: its sandbox is left behind: the daemon does not answer" in caplog.text
 
 
+def test_sandboxes_that_cannot_be_removed_hide_no_error(collector, train_tasks, caplog):
+    """What ended the run is raised, and not what happened while the others were cancelled."""
+
+    async def refuse(task: Task, turns: Sequence[Turn]) -> None:
+        if len(turns) == 1:
+            raise BudgetError("2 queries")
+
+    def stuck(task: Task, command: str) -> None:
+        if command == "close":
+            raise SandboxError("the daemon does not answer")
+
+    desks = Desks(stuck)
+    with pytest.raises(BudgetError, match="2 queries"):
+        collected(collector(Busy(3, refuse), desks), jobs(train_tasks, alone()))
+    assert desks.opened == desks.closed and "is left behind: the daemon does not answer" in caplog.text
+
+
 # --- cancelled and killed ------------------------------------------------------------------------------------
 
 
