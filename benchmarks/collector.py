@@ -20,7 +20,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -78,6 +78,9 @@ class Stub:
 
     def __init__(self) -> None:
         self.number = count()
+
+    def prefetch(self, tasks: Iterable[Task], log: Callable[[str], None] = print) -> dict[str, str]:
+        return {}
 
     def open(self, task: Task) -> Stub:
         return self

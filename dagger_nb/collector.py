@@ -87,8 +87,9 @@ class Collector:
     def run(self, jobs: Sequence[CohortJob]) -> Iterator[Result]:
         """Yield (job, record, seconds) as jobs finish, in no fixed order; a job of one plan is one episode.
 
-        An episode that its sandbox or a policy fails ends as an infrastructure failure. Leaving the iterator, by
-        whatever way, cancels the episodes that run, waits for their commands and closes their sandboxes.
+        What the sandboxes need is fetched first. An episode that its sandbox or a policy fails ends as an
+        infrastructure failure. Leaving the iterator, by whatever way, cancels the episodes that run, waits for their
+        commands and closes their sandboxes.
 
         Raises:
             BudgetError: a hard limit is reached. EnvironmentProblem: an endpoint is gone, or no sandbox can be
@@ -96,6 +97,7 @@ class Collector:
         """
         if not jobs:
             return
+        self.factory.prefetch([plan.task for job in jobs for plan in job.plans], self.log)
         progress = Progress(sum(len(job.plans) for job in jobs), time.monotonic(), self.every_s)
         run = _Run(self, progress)
         yield from reports_of(
@@ -138,9 +140,9 @@ class _Run:
         """Wait for what runs in threads, then close the sandboxes that cancelled episodes left."""
         for pool in (self._commands, self._doors):
             pool.shutdown(cancel_futures=True)
-        left = [episode.sandbox for episode in self._with_sandbox if episode.sandbox is not None]
+        left = [episode for episode in self._with_sandbox if episode.sandbox is not None]
         with ThreadPoolExecutor(self.capacity.commands) as closing:
-            list(closing.map(lambda sandbox: sandbox.close(), left))
+            list(closing.map(core.close_sandbox, left))
 
     async def _job(self, job: CohortJob, cast: Cast, report: Callable[[Result], None]) -> None:
         async with asyncio.TaskGroup() as group:

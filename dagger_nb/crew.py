@@ -51,6 +51,12 @@ def refuse_teacher(settings: Settings) -> None:
         )
 
 
+def sandboxes_at_once(settings: Settings) -> int:
+    """How many sandboxes are open at once, at the most: of episodes (a cohort opens all of its own), or of gradings."""
+    episodes = settings.serving.concurrency if settings.served else settings.workers * settings.episode.cohort
+    return max(episodes, settings.workers)
+
+
 class ServedCrew(Executor):
     """Episodes of a student that vLLM serves, with the teacher that the settings name, hundreds at once.
 

@@ -27,10 +27,11 @@ PINNED = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "sweben
 def examine(profile: str, overrides: Mapping[str, object] | None = None) -> list[Check]:
     """Every check for a profile, in the order of the table. Raises ConfigError for an unknown profile or setting."""
     settings = config.load(profile, overrides)
+    local = settings.sandbox.back_end == "local"
     checks = [
         python_version(sys.version_info[:3]),
         tool("git"),
-        *([sandbox()] if settings.sandbox.back_end == "local" else []),
+        *([sandbox()] if local else containers(settings)),
         *packages(pinned_requirements()),
         threads(settings.threads),
         planned_disk(settings),
@@ -45,7 +46,7 @@ def examine(profile: str, overrides: Mapping[str, object] | None = None) -> list
         *own_tasks(settings),
         *own_teacher(settings),
         base_model(paths.checkpoint(settings.student.path)),
-        optional_program("docker", "Docker", "containers as sandboxes"),
+        *([optional_program("docker", "Docker", "containers as sandboxes")] if local else []),
         optional_program("nvidia-smi", "GPU", "the Qwen3 profiles"),
         optional_module("vllm", "vLLM", "serving the Qwen3 profiles"),
     ]
@@ -58,6 +59,13 @@ def refuse_unready(profile: str, overrides: Mapping[str, object], *, begun: bool
         raise EnvironmentProblem(
             f"profile {profile} cannot run here; mend what fails, then give the same command again:\n{table(lacking)}"
         )
+
+
+def containers(settings: Settings) -> list[Check]:
+    """Of sandboxes that are Docker's: the engine, its disk, and whether its machine has memory and cores for them."""
+    from dagger_nb import readiness
+
+    return readiness.containers(settings)
 
 
 def own_tasks(settings: Settings) -> list[Check]:

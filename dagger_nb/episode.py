@@ -221,7 +221,7 @@ def finish(episode: Episode) -> Rollout:
     patch = ""
     if episode.sandbox is not None:
         patch = _patch(episode)
-        _close(episode)
+        close_sandbox(episode)
     plan = episode.plan
     trajectory = Trajectory(
         instance_id=plan.task.instance_id,
@@ -237,8 +237,8 @@ def finish(episode: Episode) -> Rollout:
     return Rollout(trajectory, dict(episode.shadows))
 
 
-def _close(episode: Episode) -> None:
-    """A sandbox that cannot be removed spoils no episode; its factory's end, or the next sweep, removes it."""
+def close_sandbox(episode: Episode) -> None:
+    """Close its sandbox. One that cannot be removed spoils nothing: its factory, or the next sweep, removes it."""
     try:
         episode.sandbox.close()
     except SandboxError as error:

@@ -207,7 +207,7 @@ class Experiment:
         sandbox, workers = self.settings.sandbox, self.settings.workers
         harness = harness_for(sandbox, folder / "harness", workers=workers, log=self.log)
         with factory_for(sandbox) as factory:  # no cache: no two gradings run the same commands
-            grades = grade_all(pairs, factory, jobs=workers, store_path=gradebook(), harness=harness)
+            grades = grade_all(pairs, factory, jobs=workers, store_path=gradebook(), harness=harness, log=self.log)
         return [
             Grade(t.instance_id, Status.INFRASTRUCTURE, detail=t.detail) if _broken(t) else verdict
             for t, verdict in zip(trajectories, grades, strict=True)

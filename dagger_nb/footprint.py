@@ -88,8 +88,14 @@ def disk_gb(settings: Settings, phases: Sequence[Usage]) -> dict[str, float]:
     trainings = sum(phase.kind.startswith(TRAIN) for phase in phases)
     tokens = sum(phase.prompt_tokens + phase.action_tokens + phase.observation_tokens for phase in phases)
     runs = tokens * scale.value("record_bytes") + trainings * 3 * 4 * student.adapter(settings.lora.rank)
-    images = settings.sandbox.images_gb if settings.sandbox.back_end == "docker" else 0.0
-    return {"models": models / GB, "images kept": images, "runs": runs / GB}
+    return {"models": models / GB, "images kept": images_gb(settings), "runs": runs / GB}
+
+
+def images_gb(settings: Settings) -> float:
+    """GB of pulled images that are kept at the most; tasks that bring their files pull none."""
+    if settings.sandbox.back_end != "docker" or settings.tasks.source == GENERATED:
+        return 0.0
+    return settings.sandbox.images_gb
 
 
 def pulls(settings: Settings) -> tuple[int, float]:

@@ -1,4 +1,4 @@
-"""What a served profile needs of this machine: GPU, containers, vLLM, models, endpoint and tasks, each checked.
+"""What a served profile needs of this machine: GPU, vLLM, models, endpoint and tasks; and what containers need.
 
 Nothing is started and nothing large is downloaded. An endpoint is asked one small question, every time anew, which is
 on no run's bill.
@@ -11,11 +11,13 @@ import importlib.metadata
 import os
 import random
 import shutil
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
-from dagger_nb import footprint, memory, paths, plan
+from dagger_nb import crew, footprint, memory, paths, plan, revisions
 from dagger_nb.checks import Check, failed
 from dagger_nb.config import GENERATED, HUB, Settings
 from dagger_nb.errors import DaggerError, DataError
@@ -30,8 +32,7 @@ GET_GPU = "run on a machine with one, or choose tiny or study, whose student and
 def served(settings: Settings) -> list[Check]:
     """Every check of a served profile, in the order of the table."""
     checks = [*gpu(settings), vllm(settings), model("student", settings.student.path, settings.student.revision)]
-    checks += [context(settings), teacher(settings), tasks(settings)]
-    return checks + ([docker(settings)] if settings.sandbox.back_end == "docker" else [])
+    return [*checks, context(settings), teacher(settings), tasks(settings)]
 
 
 def disk_gb(settings: Settings) -> float:
@@ -83,20 +84,33 @@ def vllm(settings: Settings) -> Check:
 
 
 def model(name: str, path: str, revision: str) -> Check:
-    """Whether the model's tokenizer is here and its chat template can be used for tool calls and for training."""
+    """Whether the model's tokenizer is here and its chat template can be used for tool calls and for training.
+
+    What is looked at is what a run would load: the commit that is recorded, where there is one.
+    """
     from transformers import AutoTokenizer
 
+    source = str(paths.checkpoint(path))
     try:
-        source = str(paths.checkpoint(path))
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision or None, local_files_only=True)
+        commit = revisions.recorded(source, revision)
+    except DaggerError as error:
+        return failed(f"{name} model", error)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=commit or revision or None, local_files_only=True)
     except (OSError, ValueError):
-        return not_here(name, path, revision)
+        return not_here(name, path, commit or revision)
     try:
         refuse_template(tokenizer, trained=name == "student")
     except DaggerError as error:
         return failed(f"{name} model", error)
-    pinned = f" at {revision}" if revision else ", newest revision (set the revision to pin it)"
-    return Check(f"{name} model", "ok", path if Path(source).is_dir() else path + pinned)
+    return Check(f"{name} model", "ok", path if Path(source).is_dir() else path + _at(commit, revision))
+
+
+def _at(commit: str, revision: str) -> str:
+    """Which commit of a hub's model was looked at, in words."""
+    if not commit:
+        return f", {revision or 'newest'} revision here; the first run asks the hub and records the commit"
+    return f" at {commit}" if commit == revision else f" at {commit}, recorded in {revisions.record()}"
 
 
 def refuse_template(tokenizer: object, *, trained: bool) -> None:
@@ -223,17 +237,22 @@ def _counted(settings: Settings) -> Check:
     return Check("tasks", "ok", counts + (f"; {official} are graded by swebench's command line" if official else ""))
 
 
-def docker(settings: Settings) -> Check:
-    """Whether an engine answers, and has room for the images that are kept."""
+def containers(settings: Settings) -> list[Check]:
+    """Whether an engine answers, has room for the images that are kept, and the machine for its containers."""
     try:
         from dagger_nb.sandboxes.containers.errors import connect
     except ImportError as error:
-        return Check("Docker", "fail", str(error), "pip install 'dagger-nb[docker]'")
+        return [Check("Docker", "fail", str(error), "pip install 'dagger-nb[docker]'")]
     try:
         about = connect(timeout_s=20.0).info()
     except DaggerError as error:
-        return failed("Docker", error)
-    folder, wanted = Path(about["DockerRootDir"]), settings.sandbox.images_gb
+        return [failed("Docker", error)]
+    return [images(settings, about), container_memory(settings, about), container_cores(settings, about)]
+
+
+def images(settings: Settings, about: Mapping[str, Any]) -> Check:
+    """Room for pulled images where the engine (`about`: what `docker info` says) keeps them."""
+    folder, wanted = Path(about["DockerRootDir"]), footprint.images_gb(settings)
     what = f"engine {about['ServerVersion']}, images in {folder}"
     if not folder.exists():  # an engine on another machine
         return Check("Docker", "warn", what, f"see that {wanted:g} GB are free there")
@@ -242,3 +261,42 @@ def docker(settings: Settings) -> Check:
     if free >= wanted:
         return Check("Docker", "ok", what)
     return Check("Docker", "fail", what, "lower sandbox.images_gb", room=True)
+
+
+def container_memory(settings: Settings, about: Mapping[str, Any]) -> Check:
+    """The memory that all containers may take at once, and one of them, against the engine's machine.
+
+    A limit is no reservation, and few tests come near it: too little for all of them is a risk and only a warning.
+    """
+    each, at_once, there = settings.sandbox.memory_gb, crew.sandboxes_at_once(settings), about["MemTotal"] / memory.GB
+    what = f"{at_once} x {each:g} GB may be taken at once; the engine's machine ({about['Name']}) has {there:.0f} GB"
+    if each > there:
+        return Check("container memory", "fail", what, f"lower sandbox.memory_gb to less than {there:.0f}")
+    if each * at_once <= there:
+        return Check("container memory", "ok", what)
+    return Check(
+        "container memory",
+        "warn",
+        f"{what}: if it runs out, the kernel kills commands, servers or training",
+        f"lower {_of_containers(settings)} so that at most {int(there / each)} are open, or sandbox.memory_gb",
+    )
+
+
+def container_cores(settings: Settings, about: Mapping[str, Any]) -> Check:
+    """The processors that commands may keep busy at once, against the engine's machine."""
+    each, at_once, there = settings.sandbox.cpus, settings.workers, about["NCPU"]
+    what = f"{at_once} x {each:g} may be busy at once; the engine's machine ({about['Name']}) has {there}"
+    if each * at_once <= there:
+        return Check("container cores", "ok", what)
+    cut = f", and a container gets {there} of its {each:g}" if each > there else ""
+    return Check(
+        "container cores",
+        "warn",
+        f"{what}{cut}: commands are slower and may reach their time limit",
+        f"lower workers to {max(1, int(there / each))}, or raise episode.command_timeout_s",
+    )
+
+
+def _of_containers(settings: Settings) -> str:
+    """The settings that decide how many containers are open at once."""
+    return "serving.concurrency and workers" if settings.served else "episode.cohort or workers"

@@ -27,7 +27,7 @@ def commit_of(base: str, revision: str = "") -> str:
     if known := recorded(base, revision):
         return known
     found = _asked(base, revision)
-    write_json(_record(), _known() | {_key(base, revision): found})
+    write_json(record(), _known() | {_key(base, revision): found})
     return found
 
 
@@ -61,9 +61,10 @@ def _key(base: str, revision: str) -> str:
     return f"{base}@{revision}" if revision else base
 
 
-def _record() -> Path:
+def record() -> Path:
+    """The file of what was newest when it was asked."""
     return paths.runs() / "models.json"
 
 
 def _known() -> dict[str, str]:
-    return read_json(_record()) if _record().exists() else {}
+    return read_json(record()) if record().exists() else {}

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from players import GREEDY, NO_LABELS, Crew, Local, casting, collected, jobs, loading, silent
 
 from dagger_nb import config
 from dagger_nb.collector import Capacity, Cast, Collector, Labeller
@@ -27,7 +28,7 @@ from dagger_nb.episode import Conditions, Limits, Plan
 from dagger_nb.errors import BudgetError, ConfigError, ContextError, EnvironmentProblem, PolicyError, SandboxError
 from dagger_nb.experiment import Experiment, observation_cache
 from dagger_nb.fleet import CohortJob, Executor, run_job
-from dagger_nb.labelling import SECOND_TEMPERATURE, Labelled, ask_teacher, label_episode, label_trajectory
+from dagger_nb.labelling import SECOND_TEMPERATURE, Labelled, ask_teacher, label_episode
 from dagger_nb.mixing import STUDENT_ALONE, TEACHER_ALONE, BernoulliMixer, Schedule, sampling_seed
 from dagger_nb.policies import teacher
 from dagger_nb.policies.oracle import OraclePolicy
@@ -40,30 +41,11 @@ from dagger_nb.store import CohortRecord
 from dagger_nb.students import LocalStudent, Version, load_for_acting
 
 HERE = Path(__file__).parent
-BASE = Version("a base")
-GREEDY, HOT = Sampling(max_new_tokens=8), Sampling(0.7, 0.9, 8)
-NO_LABELS = Labelled((), ())
+HOT = Sampling(0.7, 0.9, 8)
 MIXED = BernoulliMixer(Schedule("constant", start=0.5))
 
 
 # --- who plays -----------------------------------------------------------------------------------------------
-
-
-class Local:
-    """A student in this process behind `Policy`: it reads the whole episode again, in a cohort of one slot."""
-
-    name = "local"
-
-    def __init__(self, student: LocalStudent, limit: int) -> None:
-        self.student, self.limit = student, limit
-
-    async def answer(self, task: Task, turns: Sequence[Turn], sampling: Sampling, seed: int) -> Answer:
-        session, renderer = self.student.session(1, self.limit), self.student.renderer
-        session.extend(0, renderer.prompt_ids(task))
-        for turn in turns:
-            session.extend(0, (*turn.token_ids, *renderer.observation_ids(turn.observation)))
-        said = session.generate([0], sampling, {0: np.random.default_rng(seed)})[0]
-        return Answer(renderer.parse(said), said)
 
 
 Hook = Callable[[Task, Sequence[Turn]], Awaitable[None]]
@@ -96,6 +78,7 @@ class Desks:
         self.opened: Counter[str] = Counter()
         self.closed: Counter[str] = Counter()
         self.now, self.most = Counter(), Counter()
+        self.fetched: list[list[str]] = []
 
     def open(self, task: Task) -> Desk:
         with self.lock:
@@ -103,6 +86,10 @@ class Desks:
         self.count("open", 1)
         self.hook(task, "open")
         return Desk(task, self)
+
+    def prefetch(self, tasks: Sequence[Task], log: Callable[[str], None] = print) -> dict[str, str]:
+        self.fetched.append([task.instance_id for task in tasks])
+        return {}
 
     def guarantees(self) -> dict[str, str]:
         return {}
@@ -138,40 +125,8 @@ class Desk:
             self.desks.hook(self.task, "close")
 
 
-def casting(student, *, by=None, label=None, renderer=None, heard: list[str] | None = None, **more):
-    """A casting of these players, by default labelled by the oracle or not at all; `heard` opening and closing."""
-    heard = [] if heard is None else heard
-
-    async def labels(task: Task, trajectory: Trajectory) -> Labelled:
-        if renderer is None:
-            return NO_LABELS
-        found = label_trajectory(task, trajectory, teacher=teacher.label, name=teacher.NAME, renderer=renderer)
-        return Labelled(tuple(found), ())
-
-    @asynccontextmanager
-    async def cast(version: Version) -> AsyncIterator[Cast]:
-        heard.append(f"open {version.name}")
-        yield Cast(student, by or OraclePolicy(), label or labels, GREEDY, **more)
-        heard.append(f"close {version.name}")
-
-    return cast
-
-
-def jobs(tasks: Sequence[Task], conditions: Conditions, size: int = 1) -> list[CohortJob]:
-    cuts = [tasks[start : start + size] for start in range(0, len(tasks), size)]
-    return [CohortJob(n, tuple(map(Plan, cut)), conditions, BASE, None) for n, cut in enumerate(cuts)]
-
-
 def alone(**more) -> Conditions:
     return Conditions(**{"mixer": STUDENT_ALONE, "sampling": GREEDY, "run_seed": 0, "policy": "base"} | more)
-
-
-def silent(line: str) -> None:
-    pass
-
-
-def collected(collector: Collector, work: Sequence[CohortJob]) -> dict[int, CohortRecord]:
-    return {job.number: record for job, record, _ in collector.run(work)}
 
 
 @pytest.fixture
@@ -470,6 +425,12 @@ def test_a_run_without_any_sandbox_ends_before_every_episode_is_spoilt(collector
     assert numbers == [0, 1, 2, 3]
 
 
+def test_what_sandboxes_need_is_fetched_once_for_all_episodes_in_their_order(collector, train_tasks):
+    desks = Desks()
+    collected(collector(Busy(1), desks), jobs(train_tasks, alone(), size=3))
+    assert desks.fetched == [[task.instance_id for task in train_tasks]]
+
+
 def test_no_jobs_need_nobody(collector):
     assert collected(collector(None, None), []) == {}
     with pytest.raises(ConfigError, match="at least one"):
@@ -564,6 +525,23 @@ def test_a_sandbox_that_cannot_be_removed_spoils_no_episode(collector, train_tas
     assert f"{train_tasks[0].instance_id}: its sandbox is left behind: the daemon does not answer" in caplog.text
 
 
+def test_sandboxes_that_cannot_be_removed_hide_no_error(collector, train_tasks, caplog):
+    """What ended the run is raised, and not what happened while the others were cancelled."""
+
+    async def refuse(task: Task, turns: Sequence[Turn]) -> None:
+        if len(turns) == 1:
+            raise BudgetError("2 queries")
+
+    def stuck(task: Task, command: str) -> None:
+        if command == "close":
+            raise SandboxError("the daemon does not answer")
+
+    desks = Desks(stuck)
+    with pytest.raises(BudgetError, match="2 queries"):
+        collected(collector(Busy(3, refuse), desks), jobs(train_tasks, alone()))
+    assert desks.opened == desks.closed and "is left behind: the daemon does not answer" in caplog.text
+
+
 # --- cancelled and killed ------------------------------------------------------------------------------------
 
 
@@ -629,6 +607,9 @@ def test_a_cancelled_run_leaves_no_real_sandbox(collector, train_tasks):
     class Watched:
         name = "watched"
 
+        def prefetch(self, tasks: Sequence[Task], log: Callable[[str], None] = print) -> dict[str, str]:
+            return factory.prefetch(tasks, log)
+
         def open(self, task: Task):
             opened.append(factory.open(task))
             return opened[-1]
@@ -667,23 +648,12 @@ def served(base: Path) -> Experiment:
     settings = config.load("smoke", {"student.path": str(base), **SMALL})
     renderer = renderer_of(str(base))
 
-    @asynccontextmanager
-    async def cast(version: Version) -> AsyncIterator[Cast]:
-        student = Local(load_for_acting(version), settings.episode.context)
-        async with casting(student, renderer=renderer)(version) as players:
-            yield players
+    def load(version: Version) -> Local:
+        return Local(load_for_acting(version), settings.episode.context)
 
+    cast = loading(load, renderer)
     factory = local_factory(cache=observation_cache())
     return Experiment("switch", settings, Crew(Collector(cast, factory, renderer, Capacity(1, 1, 1), silent)), silent)
-
-
-class Crew(Executor):
-    """A collector alone as the executor of an experiment."""
-
-    lockstep = False
-
-    def __init__(self, collector: Collector) -> None:
-        self.run = collector.run
 
 
 class Here(Executor):

@@ -351,6 +351,9 @@ class Counting:
                 raise SandboxError("no sandbox today")
         return self.factory.open(task)
 
+    def prefetch(self, tasks, log=print):
+        return self.factory.prefetch(tasks, log)
+
     def guarantees(self):
         return self.factory.guarantees()
 

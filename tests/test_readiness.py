@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import threading
 from collections.abc import Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -13,7 +14,7 @@ import pytest
 from servers import KEY, MODEL, running
 from test_hub import newer_row, older_row, write_jsonl
 
-from dagger_nb import cli, config, doctor, footprint, paths, readiness, scale
+from dagger_nb import cli, config, doctor, footprint, paths, readiness, revisions, scale, store
 from dagger_nb.checks import failed
 from dagger_nb.config import Settings
 from dagger_nb.crew import executor
@@ -134,6 +135,29 @@ def test_a_model_that_is_not_here_is_fetched_or_named(monkeypatch):
     assert readiness.model("student", "some/unknown-model", "").status == "warn"
 
 
+def test_the_commit_that_is_looked_at_is_the_one_that_a_run_loads(tiny_base, own_home, tmp_path, monkeypatch):
+    """The newest of a hub's cache is no chat model; the older commit, which is recorded or pinned, is."""
+    old, new = "a" * 40, "b" * 40
+    cache = tmp_path / "hub" / "models--org--tiny"
+    for commit in (old, new):
+        shutil.copytree(tiny_base, cache / "snapshots" / commit)
+    (cache / "snapshots" / new / "chat_template.jinja").write_text("{{ messages }}")
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text(new)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    newest = readiness.model("student", "org/tiny", "")
+    assert newest.status == "fail" and "shows no tools" in newest.what
+    assert readiness.model("student", "org/tiny", old).what == f"org/tiny at {old}"
+    store.write_json(revisions.record(), {"org/tiny": old})
+    assert readiness.model("student", "org/tiny", "").what == f"org/tiny at {old}, recorded in {revisions.record()}"
+    store.write_json(revisions.record(), {"org/tiny": "c" * 40})
+    gone = readiness.model("student", "org/tiny", "")
+    assert gone.status == "fail" and f"hf download org/tiny --revision {'c' * 40}" in gone.next_step
+    revisions.record().write_text("torn")
+    assert str(revisions.record()) in readiness.model("student", "org/tiny", "").what
+
+
 def test_a_tokenizer_that_cannot_be_fetched_is_an_error_with_a_next_step(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(EnvironmentProblem, match="hf download some/unknown-model"):
@@ -251,10 +275,17 @@ def test_tasks_of_another_test_runner_are_told_or_refused(tmp_path):
 class Engine(BaseHTTPRequestHandler):
     """As much of Docker's interface as the doctor asks for."""
 
-    root = "/"
+    root, memory = "/", 600e9
 
     def do_GET(self) -> None:
-        known = {"version": {"ApiVersion": "1.44"}, "info": {"ServerVersion": "27.0", "DockerRootDir": self.root}}
+        about = {
+            "ServerVersion": "27.0",
+            "DockerRootDir": self.root,
+            "Name": "box",
+            "NCPU": 64,
+            "MemTotal": self.memory,
+        }
+        known = {"version": {"ApiVersion": "1.44"}, "info": about}
         body = json.dumps(known.get(self.path.rpartition("/")[2], {})).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
@@ -275,17 +306,53 @@ def engine(monkeypatch) -> Iterator[type[Engine]]:
     server.server_close()
 
 
+def contained(**overrides: object) -> dict[str, doctor.Check]:
+    return {found.name: found for found in readiness.containers(served(**overrides))}
+
+
 def test_a_docker_engine_needs_room_for_images(engine, monkeypatch):
-    assert readiness.docker(served(sandbox__images_gb=0.001)).status == "ok"
-    full = readiness.docker(served(sandbox__images_gb=1e9))
+    assert contained(sandbox__images_gb=0.001)["Docker"].status == "ok"
+    full = contained(sandbox__images_gb=1e9)["Docker"]
     assert full.status == "fail" and "engine 27.0" in full.what and "sandbox.images_gb" in full.next_step
     monkeypatch.setattr(engine, "root", "/on/another/machine")
-    assert readiness.docker(served()).status == "warn"
+    assert contained()["Docker"].status == "warn"
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "status", "step"),
+    [
+        (512, "ok", ""),
+        (511, "warn", "lower serving.concurrency and workers so that at most 31 are open, or sandbox.memory_gb"),
+        (15, "fail", "lower sandbox.memory_gb to less than 15"),
+    ],
+)
+def test_containers_need_memory(engine, monkeypatch, gigabytes, status, step):
+    """32 gradings at once, of 16 GB each at the most; 16 episodes at once are fewer."""
+    monkeypatch.setattr(engine, "memory", gigabytes * 1e9)
+    found = contained()["container memory"]
+    assert (found.status, found.next_step) == (status, step)
+    assert found.what.startswith("32 x 16 GB may be taken at once; the engine's machine (box) has")
+
+
+def test_containers_need_processors(engine):
+    few = contained(workers=16)["container cores"]
+    assert (few.status, few.what) == ("ok", "16 x 4 may be busy at once; the engine's machine (box) has 64")
+    many = contained()["container cores"]
+    assert many.status == "warn" and "32 x 4 may be busy" in many.what and "lower workers to 16" in many.next_step
+    assert "gets 64 of its 65" in contained(sandbox__cpus=65.0)["container cores"].what
+
+
+def test_containers_of_a_student_of_this_process_are_examined_too(engine):
+    """Its tasks bring their files, so that no image is kept; each worker opens the sandboxes of a whole cohort."""
+    found = {check.name: check for check in doctor.examine("smoke", {"sandbox.back_end": "docker"})}
+    assert "sandbox" not in found and found["Docker"].status == "ok" and "up to 0 GB" in found["Docker"].what
+    memory = found["container memory"]
+    assert memory.what.startswith("64 x 16 GB") and "episode.cohort or workers so that at most 37" in memory.next_step
 
 
 def test_no_docker_engine_is_explained(monkeypatch):
     monkeypatch.setenv("DOCKER_HOST", "unix:///no/such/socket")
-    found = readiness.docker(served())
+    (found,) = readiness.containers(served())
     assert found.status == "fail" and "no Docker daemon answers" in found.what and "start it" in found.next_step
 
 

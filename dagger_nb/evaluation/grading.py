@@ -106,6 +106,7 @@ def grade_all(
     store_path: Path | None = None,
     timeout_s: float | None = None,
     harness: Harness | None = None,
+    log: Callable[[str], None] = print,
 ) -> list[Grade]:
     """The grades of (task, model patch) pairs, in their order; equal pairs are graded once.
 
@@ -113,7 +114,7 @@ def grade_all(
     the patch, so that an interrupted call goes on where it stopped. `progress` gets (done, all) in
     distinct pairs. `jobs` is the number of sandboxes open at once. `harness` (`official.harness_for`) judges, after
     the others, the tasks whose tests do not run under pytest, each with one patch; without it their grade is an
-    infrastructure failure.
+    infrastructure failure. What the sandboxes of patches that are not graded yet need is fetched first; `log` is told.
     """
     keys = [grade_key(task, patch, timeout_s or time_limit(task)) for task, patch in pairs]
     wanted = dict(zip(keys, pairs, strict=True))
@@ -124,6 +125,7 @@ def grade_all(
     missing = {key: pair for key, pair in wanted.items() if key not in known}
     others = {key: (task, patch) for key, (task, patch) in missing.items() if patch.strip() and without_pytest([task])}
     own = {key: pair for key, pair in missing.items() if key not in others}
+    factory.prefetch([task for task, patch in own.values() if patch.strip()], log)
     for key, fresh in chain(_in_parallel(own, factory, jobs, timeout_s), _by_harness(others, harness)):
         if book:
             book.add(key, fresh)

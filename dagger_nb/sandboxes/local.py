@@ -31,7 +31,7 @@ import errno
 import hashlib
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from dagger_nb.errors import SandboxError
@@ -163,6 +163,10 @@ class LocalFactory:
             ConfigError: the tree is larger than the disk limit.
         """
         return LocalSandbox(self, Base(task, self.limits))
+
+    def prefetch(self, tasks: Iterable[Task], log: Callable[[str], None] = print) -> dict[str, str]:
+        """Nothing: tasks bring their files."""
+        return {}
 
     def guarantees(self) -> dict[str, str]:
         """Each protection and how it is held here; for the log and the manifest."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -48,6 +49,12 @@ class SandboxFactory(Protocol):
 
     def open(self, task: Task) -> Sandbox:
         """A fresh sandbox with the task's tree at base_commit, history scrubbed to that one commit."""
+
+    def prefetch(self, tasks: Iterable[Task], log: Callable[[str], None] = print) -> Mapping[str, str]:
+        """Fetch what sandboxes of these tasks are about to need, in this order; what cannot be had -> why.
+
+        Nothing is raised for what is missing: it is the failure of the sandbox that needs it, when that is opened.
+        """
 
     def guarantees(self) -> dict[str, str]:
         """For the log and the manifest: each protection ('network', 'files', 'memory', ...) and how it is held."""

@@ -2,41 +2,60 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
 
 import docker
 import pytest
+from common import SETTINGS
 from engine import started
 from images import Image, load, noise, of_task
+from players import Crew, casting
 from registry import Registry, serving
 
+from dagger_nb import config, paths
+from dagger_nb.collector import Capacity, Collector
 from dagger_nb.errors import SandboxError
-from dagger_nb.records import Task
+from dagger_nb.evaluation.grading import grade_all
+from dagger_nb.experiment import Experiment
+from dagger_nb.policies.protocol import Answer, Sampling
+from dagger_nb.records import Action, Task, Turn
 from dagger_nb.sandboxes.containers import shelf
 from dagger_nb.sandboxes.containers.book import Book
 from dagger_nb.sandboxes.containers.factory import DockerFactory
 from dagger_nb.sandboxes.containers.shelf import Shelf
-from dagger_nb.tasks import generate
+from dagger_nb.students import renderer_of
+from dagger_nb.tasks import generate, tasks
 
 MB = 1_000_000
 NAMES = [f"team/image-{number}" for number in range(6)]
 
 
+@contextmanager
+def registry_of(client: docker.DockerClient, images: Mapping[str, Image]) -> Iterator[Registry]:
+    """A registry of these images, none of which is in the daemon before or after; `names` is what to ask for."""
+    found = Registry(images)
+    with serving(found) as address:
+        found.names = [f"{address}/{name}:latest" for name in images]
+        try:
+            yield found
+        finally:
+            for name in filter(client.images.list, found.names):
+                client.api.remove_image(name, force=True)
+
+
 @pytest.fixture
 def registry(client, monkeypatch) -> Iterator[Registry]:
-    """Six images of 3 MB each, of which 1 MB is common to all; none is in the daemon when a test begins or ends."""
+    """Six images of 3 MB each, of which 1 MB is common to all."""
     monkeypatch.setattr(shelf, "WAIT_S", 0.05)
     common = Image({}, (noise(1, seed=99),))
-    found = Registry({name: common.on_top(noise(2, seed=number)) for number, name in enumerate(NAMES)})
-    with serving(found) as address:
-        found.names = [f"{address}/{name}:latest" for name in NAMES]
+    images = {name: common.on_top(noise(2, seed=number)) for number, name in enumerate(NAMES)}
+    with registry_of(client, images) as found:
         yield found
-        for name in found.names:
-            if client.images.list(name):
-                client.api.remove_image(name, force=True)
 
 
 @pytest.fixture
@@ -62,11 +81,22 @@ def test_a_missing_image_is_pulled_once_however_many_ask(keep, registry):
 def test_pulls_are_parallel_and_bounded(client, keep, registry, monkeypatch):
     registry.delay_s = 0.3
     monkeypatch.setattr(shelf, "PARALLEL", 2)
-    bounded = Shelf(client, 1.0, keep._book)
-    assert bounded.prefetch(registry.names) == {}
+    monkeypatch.setattr(shelf, "EVERY_S", 0.1)
+    bounded, told = Shelf(client, 1.0, keep._book), []
+    assert bounded.prefetch(registry.names, told.append) == {}
     assert here(bounded, registry) == list(range(6))
+    assert len(told) > 1 and told[0] < told[-1] == "images: 6 of 6: 6 pulled"
     # two images at a time, each of a configuration and at most two layers
     assert 2 <= registry.most_busy <= 6
+
+
+def test_what_is_needed_at_once_is_measured_one_after_the_other(client, registry, tmp_path):
+    """An older daemon refuses to measure disk for two at once, here or for another process."""
+    shelves = [Shelf(client, 8 * MB / shelf.GB, Book(tmp_path / "images.sqlite")) for _ in range(2)]
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(lambda number: shelves[number % 2].need(registry.names[number]), range(6)))
+    with ThreadPoolExecutor(6) as pool:
+        assert all(pool.map(lambda _: shelves[0].prune() and shelves[1].prune(), range(6)))
 
 
 def test_a_registry_that_stumbles_is_asked_again(keep, registry):
@@ -83,12 +113,37 @@ def test_a_registry_that_fails_is_an_infrastructure_failure(keep, registry):
 
 def test_what_cannot_be_had_is_said_with_what_to_do(keep, registry, factory):
     missing = registry.names[0].replace("image-0", "image-nowhere")
-    failed = keep.prefetch([registry.names[0], missing])
+    told: list[str] = []
+    failed = keep.prefetch([registry.names[0], missing], told.append)
     assert list(failed) == [missing] and "check the image's name" in failed[missing]
+    assert told[-1] == "images: 2 of 2: 1 pulled, 1 cannot be had"
     task = Task("a", "a/a", "", "", "", "", (), (), "1", missing, "", "", "")
     with pytest.raises(SandboxError, match="is not on this machine and cannot be pulled"):
         factory.open(task)
-    assert list(factory.prefetch([task])) == [missing]
+    assert list(factory.prefetch([task], told.append)) == [missing]
+
+
+def test_what_was_pulled_ahead_never_goes_for_another_that_is_still_to_be_used(client, registry, tmp_path):
+    """The budget of two images is full with the third; an older one goes, and the rest is left until it is needed."""
+    small, told = Shelf(client, 6 * MB / shelf.GB, Book(tmp_path / "images.sqlite")), []
+    small.need(registry.names[5])
+    registry.delay_s = 0.1
+    assert small.prefetch(registry.names[:5], told.append) == {}
+    found = here(small, registry)
+    assert 5 not in found and found == list(range(len(found))) and 3 <= len(found) <= 2 + shelf.PARALLEL
+    left = f", {5 - len(found)} left until they are needed" if len(found) < 5 else ""
+    assert told[-1] == f"images: 5 of 5: {len(found)} pulled{left}"
+    told.clear()
+    assert small.prefetch(registry.names[:5], told.append) == {} and not told
+    assert here(small, registry) == found
+
+
+def test_a_registry_that_is_gone_is_not_asked_for_every_image(keep, registry):
+    missing = [registry.names[0].replace("image-0", f"nowhere-{number}") for number in range(100)]
+    told: list[str] = []
+    lost = keep.prefetch([*missing, registry.names[0]], told.append)
+    assert shelf.HOPELESS <= len(lost) < 100 and here(keep, registry) == []
+    assert told[-1] == f"images: 101 of 101: {len(lost)} cannot be had, {101 - len(lost)} left until they are needed"
 
 
 def test_the_least_recently_used_go_first_and_what_was_not_pulled_here_stays(client, registry, tmp_path):
@@ -115,7 +170,41 @@ def test_an_image_in_use_stays_and_one_removed_by_hand_is_forgotten(client, regi
         assert here(tiny, registry) == [0, 2]
     finally:
         client.api.remove_container(held["Id"])
-    assert tiny.prune() == [registry.names[0]]
+    assert tiny.prune() and here(tiny, registry) == [2]
+
+
+class Repairs:
+    """A student that applies the gold patch and submits."""
+
+    name = "repairs"
+
+    async def answer(self, task: Task, turns: Sequence[Turn], sampling: Sampling, seed: int) -> Answer:
+        line = {"command": f"git apply <<'END'\n{task.patch}\nEND"}
+        return Answer(Action("", "finish") if turns else Action("", "execute_bash", line))
+
+
+def test_a_missing_image_is_the_failure_of_its_task_alone(client, base, factory, own_home, monkeypatch):
+    """Images are pulled before a round; the same ones are here for the exam and its grading."""
+    found = tasks("test", 3)
+    with registry_of(client, {f"team/{task.instance_id}": of_task(base, task) for task in found[:2]}) as registry:
+        names = [*registry.names, registry.names[0].replace("/team/", "/nobody/")]
+        bare = [replace(task, files={}, image=name) for task, name in zip(found, names, strict=True)]
+        monkeypatch.setattr("dagger_nb.experiment.tasks_of", lambda *_, **__: bare)
+        settings = replace(config.load("smoke", {"tasks.tasks_per_round": 3, "dagger.rounds": 1}), sandbox=SETTINGS)
+        student, renderer, told = Repairs(), renderer_of(str(paths.data() / "base")), []
+        collector = Collector(casting(student, by=student), factory, renderer, Capacity(3, 2, 2), told.append)
+        experiment = Experiment("sft", settings, Crew(collector), told.append)
+        (record,) = experiment.collect(1)
+        stops = [trajectory.stop.value for trajectory in record.trajectories]
+        assert stops == ["finish", "finish", "infrastructure"]
+        assert "cannot be pulled" in record.trajectories[2].detail
+        assert "images: 3 of 3: 2 pulled, 1 cannot be had" in told
+        graded = experiment.grade("test", round_=0)
+        assert [grade.status.value for grade in graded] == ["resolved", "resolved", "infrastructure"]
+        assert "images: 3 of 3: 2 here already, 1 cannot be had" in told
+        (lost,) = grade_all([(bare[2], bare[2].patch)], factory, log=told.append)
+        assert lost.status.value == "infrastructure" and "cannot be pulled" in lost.detail
+        assert told[-1] == "images: 1 of 1: 1 cannot be had"
 
 
 def test_a_full_disk_is_told_apart(client, tmp_path):
@@ -132,6 +221,6 @@ def test_a_full_disk_is_told_apart(client, tmp_path):
 def test_an_image_with_a_tree_of_its_own_does_not_take_files(factory, client, base, base_name, tmp_path):
     task = generate("dev", 0)
     load(client, {"dagger-nb/with-tree:latest": of_task(base, task)})
-    settings = dataclasses.replace(factory.settings, image="dagger-nb/with-tree:latest")
+    settings = replace(factory.settings, image="dagger-nb/with-tree:latest")
     with DockerFactory(settings, tmp_path / "book") as other, pytest.raises(SandboxError, match="has a /testbed"):
         other.open(task)

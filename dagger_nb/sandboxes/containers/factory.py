@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import threading
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from dagger_nb.config import SandboxSettings
@@ -142,9 +142,10 @@ class DockerFactory:
         """
         return self._with_files(task) if task.files else self._with_repository(task)
 
-    def prefetch(self, tasks: Iterable[Task]) -> dict[str, str]:
-        """Pull the images that these tasks need, a few at once; image -> why, for those that cannot be had."""
-        return self._shelf.prefetch(task.image for task in tasks if not task.files)
+    def prefetch(self, tasks: Iterable[Task], log: Callable[[str], None] = print) -> dict[str, str]:
+        """Pull the images of these tasks, a few at once and as far as `images_gb` goes (see `Shelf.prefetch`)."""
+        images = (self.settings.image if task.files else task.image for task in tasks)
+        return self._shelf.prefetch(filter(None, images), log)
 
     def guarantees(self) -> dict[str, str]:
         """Each protection and how it is held by this daemon; for the log and the manifest."""

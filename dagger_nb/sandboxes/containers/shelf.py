@@ -1,5 +1,7 @@
 """Images on this machine: present, pulled in bounded parallel, the least recently used removed.
 
+An image is pulled when it is needed. What a round or an evaluation will need is pulled ahead (`prefetch`), in the order
+of use and only as far as the budget goes: beyond it, an image would take the place of one that is still to be used.
 Only what this project pulled is ever removed (`book`); images that were here before, or were built, stay.
 """
 
@@ -7,9 +9,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import defaultdict
-from collections.abc import Iterable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
 
 import docker
 from docker.errors import APIError, ImageNotFound
@@ -21,8 +25,20 @@ from dagger_nb.sandboxes.containers.errors import FAILURES, advice, explained, r
 PARALLEL = 4  # pulls at once in one process; more mostly wait for the same registry and disk
 TRIES = 3
 WAIT_S = 2.0  # before the second try, then four times as long
+MEASURE_S = 300.0  # to wait while the daemon measures for another process
+EVERY_S = 10.0  # between two lines of progress
+HOPELESS = 2 * PARALLEL  # images that cannot be had, in a row: no more are asked for ahead
 GB = 1_000_000_000
+FATES = {
+    "here": "here already",
+    "pulled": "pulled",
+    "lost": "cannot be had",
+    "left": "left until they are needed",
+}
+_BUSY = "disk usage operation is already running"
 _FINAL = ("not found", "manifest unknown", "denied", "no space left", "invalid reference", "toomanyrequests")
+
+Log = Callable[[str], None]
 
 
 class Shelf:
@@ -31,6 +47,7 @@ class Shelf:
     def __init__(self, client: docker.DockerClient, budget_gb: float, book: Book) -> None:
         self._client, self._budget, self._book = client, budget_gb * GB, book
         self._slots = threading.BoundedSemaphore(PARALLEL)
+        self._pruning = threading.Lock()
         self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 
     def need(self, image: str) -> None:
@@ -39,34 +56,45 @@ class Shelf:
         Raises:
             SandboxError: it is neither here nor to be pulled; the message says why and what to do.
         """
-        with self._locks[image]:  # nobody pulls what another thread is pulling
-            if self.identity(image):
-                self._book.used(image)
-                return
-            with self._slots:
-                self._pull(image)
-            self._book.pulled(image)
-        self.prune(keep=image)
+        if self._fetched(image):
+            self.prune(keep={image})
 
-    def prefetch(self, images: Iterable[str]) -> dict[str, str]:
-        """Pull what is missing, PARALLEL at once; image -> why, for those that could not be had."""
-        names = sorted(set(images))
-        with ThreadPoolExecutor(PARALLEL) as pool:
-            return {name: why for name, why in zip(names, pool.map(self._attempt, names), strict=True) if why}
+    def prefetch(self, images: Iterable[str], log: Log) -> dict[str, str]:
+        """Pull what is missing, in this order and PARALLEL at once; image -> why, for those that could not be had.
 
-    def prune(self, keep: str = "") -> list[str]:
-        """Remove the least recently used of the pulled images until they fit the budget; the removed, oldest first.
+        It ends early when the budget is full (none of `images` goes for another, so the last ones may overrun it), and
+        when so many in a row are lost that it is the registry's doing. `log` is told a line at most every EVERY_S
+        seconds, and one at the end where anything was pulled or lost.
 
-        `keep` stays, and so does an image that a container uses. What images share is counted once.
+        Raises:
+            SandboxError: the daemon fails.
         """
-        sizes, removed = self._sizes(), []
-        for image in list(sizes):
-            if _disk(sizes.values()) <= self._budget:
-                break
-            if image != keep and self._remove(image):
-                del sizes[image]
-                removed.append(image)
-        return removed
+        names, stop = list(dict.fromkeys(images)), threading.Event()
+        tally = _Tally(len(names), log)
+        if names and not self.prune(names):
+            stop.set()
+        with ThreadPoolExecutor(PARALLEL) as pool:
+            found = pool.map(lambda name: self._ahead(name, names, stop), names)
+            for name, (fate, why) in zip(names, found, strict=True):
+                tally.count(name, fate, why)
+                if tally.lost_in_a_row == HOPELESS:
+                    stop.set()
+        tally.end()
+        return tally.lost
+
+    def prune(self, keep: Collection[str] = ()) -> bool:
+        """Remove the least recently used of the pulled images until they fit the budget; whether they do now.
+
+        Those of `keep` stay, and so does an image that a container uses. What images share is counted once.
+        """
+        with self._pruning:
+            sizes = self._sizes()
+            for image in list(sizes):
+                if _disk(sizes.values()) <= self._budget:
+                    break
+                if image not in keep and self._remove(image):
+                    del sizes[image]
+            return _disk(sizes.values()) <= self._budget
 
     def identity(self, image: str) -> str:
         """The id of an image that is here; empty where it is not. Raises SandboxError: the daemon fails."""
@@ -76,12 +104,29 @@ class Shelf:
             except ImageNotFound:
                 return ""
 
-    def _attempt(self, image: str) -> str:
+    def _ahead(self, image: str, all_of_them: Collection[str], stop: threading.Event) -> tuple[str, str]:
+        """What became of an image that will be needed, one of FATES, and why it is lost; sets `stop` at the budget."""
         try:
-            self.need(image)
+            if stop.is_set():
+                return ("here" if self.identity(image) else "left"), ""
+            if not self._fetched(image):
+                return "here", ""
+            if not self.prune(all_of_them):
+                stop.set()
+            return "pulled", ""
         except SandboxError as error:
-            return str(error)
-        return ""
+            return "lost", str(error)
+
+    def _fetched(self, image: str) -> bool:
+        """See to it that the image is here and its use noted; whether it had to be pulled. Raises SandboxError."""
+        with self._locks[image]:  # nobody pulls what another thread is pulling
+            if self.identity(image):
+                self._book.used(image)
+                return False
+            with self._slots:
+                self._pull(image)
+            self._book.pulled(image)
+            return True
 
     def _pull(self, image: str) -> None:
         for attempt in range(1, TRIES + 1):
@@ -110,8 +155,19 @@ class Shelf:
             self._book.forget(image)
             del images[image]
         with explained("measuring the disk that images take"):
-            rows = {row["Id"]: row for row in self._client.api.df()["Images"] or ()} if images else {}
+            rows = {row["Id"]: row for row in self._measured()} if images else {}
         return {image: _shares(rows[found]) for image, found in images.items() if found in rows}
+
+    def _measured(self) -> list[dict[str, Any]]:
+        """The daemon's images with their sizes. It measures for one at a time, and older ones refuse all others."""
+        deadline = time.monotonic() + MEASURE_S
+        while True:
+            try:
+                return self._client.api.df()["Images"] or []
+            except APIError as error:
+                if _BUSY not in reason(error) or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.2)
 
     def _remove(self, image: str) -> bool:
         with explained(f"removing image {image}"):
@@ -125,6 +181,39 @@ class Shelf:
                 return False
         self._book.forget(image)
         return True
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What became of the first images out of `total`, told to `log`; `lost` says why."""
+
+    total: int
+    log: Log
+    told: float = field(default_factory=time.monotonic)
+    fates: Counter[str] = field(default_factory=Counter)
+    lost: dict[str, str] = field(default_factory=dict)
+    lost_in_a_row: int = 0
+
+    def count(self, image: str, fate: str, why: str) -> None:
+        self.fates[fate] += 1
+        self.lost |= {image: why} if why else {}
+        self.lost_in_a_row = self.lost_in_a_row + 1 if why else 0
+        if time.monotonic() - self.told >= EVERY_S:
+            self.told = time.monotonic()
+            self.log(self.line())
+
+    def end(self) -> None:
+        """The last line; none where every image was here."""
+        if self.fates["pulled"] or self.lost:
+            self.log(self.line())
+
+    def line(self) -> str:
+        """
+        >>> _Tally(20, print, fates=Counter(here=3, pulled=5)).line()
+        'images: 8 of 20: 3 here already, 5 pulled'
+        """
+        told = ", ".join(f"{self.fates[fate]:,} {words}" for fate, words in FATES.items() if self.fates[fate])
+        return f"images: {self.fates.total():,} of {self.total:,}: {told}"
 
 
 def _shares(row: dict[str, int]) -> tuple[int, int]:
