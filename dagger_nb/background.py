@@ -1,4 +1,4 @@
-"""An asyncio program in a loop and a thread of its own, seen from outside as an iterator of what it reports."""
+"""An asyncio program in a loop and a thread of its own, for callers whose own loop may be taken, as a notebook's is."""
 
 from __future__ import annotations
 
@@ -7,17 +7,23 @@ import contextlib
 import queue
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 
+def result_of(program: Coroutine[Any, Any, T]) -> T:
+    """What a coroutine returns, or raises, at its end."""
+    with ThreadPoolExecutor(1, "background") as thread:
+        return thread.submit(asyncio.run, program).result()
+
+
 def reports_of(
     program: Callable[[Callable[[T], None]], Awaitable[None]], *, meanwhile: Callable[[], None], every_s: float
 ) -> Iterator[T]:
-    """Yield what `program(report)` reports while it runs; a notebook, whose own loop is taken, may use it too.
+    """Yield what `program(report)` reports while it runs.
 
     `meanwhile` is called in the caller's thread before each report is waited for and at least every `every_s` seconds.
     Leaving the iterator, by whatever way, cancels the program and waits for its end. What the program raises is

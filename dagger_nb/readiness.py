@@ -6,7 +6,6 @@ on no run's bill.
 
 from __future__ import annotations
 
-import asyncio
 import importlib.metadata
 import os
 import random
@@ -18,6 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from dagger_nb import crew, footprint, memory, paths, plan, revisions
+from dagger_nb.background import result_of
 from dagger_nb.checks import Check, failed
 from dagger_nb.config import GENERATED, HUB, Settings
 from dagger_nb.errors import DaggerError, DataError
@@ -177,7 +177,7 @@ def teacher(settings: Settings) -> Check:
         return model("teacher", chosen.path, chosen.revision)
     key = f"${chosen.key_variable} is {'set' if os.environ.get(chosen.key_variable) else 'not set'}"
     try:
-        answer = asyncio.run(_ask(settings))
+        answer = result_of(_ask(settings))
     except DaggerError as error:
         what, _, step = str(error).partition("; ")
         return Check(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -199,6 +200,13 @@ def test_an_endpoint_is_asked_and_its_key_never_shown(endpoint, own_home, monkey
     assert refused.status == "fail" and "wrong-key" not in str(refused)
     monkeypatch.delenv(VARIABLE)
     assert f"${VARIABLE} is not set" in asked(endpoint).what
+
+
+def test_an_endpoint_is_asked_from_a_notebook_too(endpoint, own_home):
+    async def cell() -> doctor.Check:
+        return asked(endpoint)
+
+    assert asyncio.run(cell()) == asked(endpoint)
 
 
 def test_an_endpoint_that_is_down_is_a_failure_with_a_next_step(own_home):
