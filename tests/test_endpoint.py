@@ -454,12 +454,20 @@ def test_an_endpoint_that_cannot_label_is_refused(server, file, wrong, how, erro
 
 
 def test_a_model_that_calls_no_tools_is_refused_with_the_style_that_may_do(server, file):
-    server.next("silent")
+    server.next("silent", "silent")
     with pytest.raises(ConfigError, match="set teacher.style = 'text'"):
         asked(server, file, check)
-    server.next("silent")
+    server.next("silent", "silent")
     with pytest.raises(ConfigError, match="choose a model"):
         asked(server, file, check, settings=replace(PATIENT, style="text"))
+
+
+def test_a_model_that_stumbles_once_or_was_given_a_parser_since_is_admitted(server, file):
+    """What it said before is kept, and is not held against it."""
+    server.next("silent", "ok")
+    assert MODEL in asked(server, file, check)
+    server.next("ok")
+    assert MODEL in asked(server, file, check) and len(calls_table(file, "run")) == 3
 
 
 # --- labels -------------------------------------------------------------------------------------------------

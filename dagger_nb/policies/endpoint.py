@@ -120,11 +120,14 @@ class EndpointPolicy:
         reply, usage = await self.reply(scaffold.messages_before(task, turns), sampling, seed)
         return Answer(styles.read(reply["message"], self.settings.style), usage=usage)
 
-    async def reply(self, chat: Chat, sampling: Sampling, seed: int) -> tuple[Reply, Usage]:
-        """The reply to a canonical chat as it was kept, and what it was billed for now. Raises as `answer` does."""
+    async def reply(self, chat: Chat, sampling: Sampling, seed: int, *, anew: bool = False) -> tuple[Reply, Usage]:
+        """The reply to a canonical chat as it was kept, and what it was billed for now; `anew` asks in any case.
+
+        Raises as `answer` does.
+        """
         body = self._body(chat, sampling, seed)
         key = digest({"revision": self.settings.revision, **body})
-        found = self.bill.file.find(key)
+        found = None if anew else self.bill.file.find(key)
         if found is not None:
             return found, Usage()
         reply = await self._asked_once(key, body)
