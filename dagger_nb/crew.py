@@ -72,7 +72,6 @@ class ServedCrew(Executor):
         self._servers = ExitStack()
         self._up: list[Server] = []  # the student's last
         self._teacher = settings.teacher  # with its address once it is served here
-        self._facts: dict[str, Any] = {}
 
     def __enter__(self) -> ServedCrew:
         return self
@@ -88,7 +87,13 @@ class ServedCrew(Executor):
         self._up = []
 
     def facts(self) -> dict[str, Any]:
-        return {"serving": self._facts} if self._facts else {}
+        """How the student is served, whether or not this process has had to serve it: a resumed run may find all done.
+
+        Raises:
+            ConfigError, EnvironmentProblem: as `run` does; no server is started.
+        """
+        with closing(self._student_server(self._shares()[0])) as server:
+            return {"serving": server.provenance()}
 
     def bill(self, run: str) -> dict[str, pd.DataFrame]:
         from dagger_nb.bill import bill_table, calls_table
@@ -120,7 +125,7 @@ class ServedCrew(Executor):
 
     def _start(self) -> None:
         """Start the servers, and again where one of them has ended; where one does not come up none is left."""
-        from dagger_nb.serving import at, student_server, teacher_server
+        from dagger_nb.serving import at, teacher_server
 
         if self._up and all(server.running for server in self._up):
             return
@@ -130,9 +135,13 @@ class ServedCrew(Executor):
             if memory.teacher_here(self.settings):
                 self._up.append(servers.enter_context(teacher_server(for_teacher, log=_log("teacher"))))
                 self._teacher = at(self._up[0], self.settings.teacher)
-            self._up.append(servers.enter_context(student_server(for_student, log=_log("student"))))
+            self._up.append(servers.enter_context(self._student_server(for_student)))
             self._servers = servers.pop_all()
-        self._facts = self._up[-1].provenance()
+
+    def _student_server(self, settings: Settings) -> Server:
+        from dagger_nb.serving import student_server
+
+        return student_server(settings, log=_log("student"))
 
     def _shares(self) -> tuple[Settings, Settings]:
         """The settings with the student's and with the teacher's share of the GPU, where there is one."""

@@ -39,6 +39,9 @@ class Stand:
         self.running = False
         Stand.up.remove(self.role)
 
+    def close(self) -> None:
+        assert not self.running
+
     def provenance(self) -> dict[str, str]:
         return {"engine": "none"}
 
@@ -106,3 +109,8 @@ def test_a_server_that_has_ended_is_started_again_with_the_other(crew, role):
     assert Stand.up == ["teacher", "student"] and not set(before) & set(crew._up)
     crew.rest()
     assert Stand.up == []
+
+
+def test_how_the_student_is_served_is_told_without_a_server(crew):
+    """The manifest of a run that was resumed after its last episode says it too."""
+    assert crew.facts() == {"serving": {"engine": "none"}} and Stand.up == []
