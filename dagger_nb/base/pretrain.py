@@ -3,6 +3,10 @@
 Recipe: a Qwen3 of about a million parameters, trained in fp32 on packed blocks of the corpus with Muon (matrices)
 and AdamW (the rest), a trapezoid learning rate, and in the last third with its linear weights rounded to NF4 in the
 forward pass (straight-through gradients), because QLoRA will load them in NF4. Resumable: run it again.
+
+It stops where SFT is competent, not perfect: on dev SFT then errs in 1.2 % of the teacher's own states. After 3,200
+steps on twice as many tasks it errs in 0.4 %; DAgger's rounds then visit hardly a state that demonstrations do not show
+(11 of 2,700 labels were lessons), so that no way of collecting data could make a difference.
 """
 
 from __future__ import annotations
