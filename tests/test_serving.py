@@ -215,7 +215,7 @@ def test_the_servers_of_an_experiment_are_refused_before_they_start(tiny_base, t
         teacher_server(nowhere, log=log)
 
 
-@pytest.mark.parametrize(("context", "served"), [(512, 512 + 96), (1024, 1024)])
+@pytest.mark.parametrize(("context", "served"), [(512, 512 + 160), (1024, 1024)])
 def test_a_teacher_reads_the_longest_episode_and_an_answer_where_it_can(
     tiny_base, tmp_path, monkeypatch, context, served
 ):
