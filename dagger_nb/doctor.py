@@ -18,7 +18,7 @@ from dagger_nb import config, paths, store
 from dagger_nb.checks import Check, failed
 from dagger_nb.config import Settings
 from dagger_nb.errors import ConfigError, DaggerError, DataError, EnvironmentProblem
-from dagger_nb.footprint import LAPTOP_GB
+from dagger_nb.profiles import LAPTOP_GB
 from dagger_nb.sandboxes.local import local_factory
 
 PINNED = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "swebench", "papermill", "pytest")

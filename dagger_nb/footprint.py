@@ -24,7 +24,6 @@ from dagger_nb.shapes import shape_of
 from dagger_nb.usage import GRADE, TRAIN, Usage
 
 SWE_GYM_TRAINING = 2338  # distinct images of the training tasks
-LAPTOP_GB = {"smoke": 1.0, "tiny": 2.0, "study": 20.0}  # free space for runs, caches and reports; others are planned
 
 
 def memory_table(settings: Settings) -> pd.DataFrame:

@@ -10,7 +10,7 @@ from dagger_nb import config, footprint, memory
 from dagger_nb.config import Settings
 from dagger_nb.gpus import local_gpus
 from dagger_nb.plan import Plan, grading, plan
-from dagger_nb.profiles import PROFILES
+from dagger_nb.profiles import LAPTOP_GB, PROFILES
 from dagger_nb.usage import GRADE, Usage
 
 _RECIPES_OF = {"02": (), "03": ("base", "sft"), "04": ("dagger", "switch"), "05": (), "06": ()}
@@ -78,7 +78,7 @@ def _row(settings: Settings, number: str, patches: int) -> dict[str, object]:
 def _disk_gb(settings: Settings, mine: Sequence[Usage]) -> float:
     if settings.served:
         return sum(footprint.disk_gb(settings, mine).values())
-    return footprint.LAPTOP_GB[settings.profile]
+    return LAPTOP_GB[settings.profile]
 
 
 def _takes(mine: Sequence[Usage]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+LAPTOP_GB = {"smoke": 1.0, "tiny": 2.0, "study": 20.0}  # free space for runs, caches and reports; others are planned
 PREFIX_TEMPLATE = "data/models/qwen3.jinja"  # for hybrid Qwen3 models, whose own template rewrites earlier turns
 
 _SERVED: Mapping[str, object] = {

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dagger_nb import config, deviations, footprint, paths
+from dagger_nb import config, deviations, paths, profiles
 from dagger_nb.errors import ConfigError, EnvironmentProblem
 
 SERVED = ("qwen3-0.6b", "qwen3-4b", "qwen3-8b")
@@ -21,7 +21,7 @@ SERVED = ("qwen3-0.6b", "qwen3-4b", "qwen3-8b")
 def test_every_profile_loads(profile: str) -> None:
     settings = config.load(profile)
     assert settings.profile == profile
-    assert (profile in footprint.LAPTOP_GB) == (not settings.served)
+    assert (profile in profiles.LAPTOP_GB) == (not settings.served)
 
 
 def test_profiles_set_the_same_names() -> None:

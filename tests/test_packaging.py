@@ -96,6 +96,13 @@ def test_the_package_is_light_and_silent() -> None:
     assert (run.stdout, run.stderr) == ("[]\n", "")
 
 
+def test_the_doctor_needs_none_of_what_it_may_find_missing() -> None:
+    """Nor does a reproduction wait for it: torch alone takes seconds to load."""
+    code = "import sys, dagger_nb.doctor; print([n for n in ('torch', 'transformers', 'pandas') if n in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert run.stdout == "[]\n"
+
+
 def test_every_package_folder_would_be_installed() -> None:
     folders = {path.parent for path in (ROOT / "dagger_nb").rglob("*.py")}
     assert [folder for folder in sorted(folders) if not (folder / "__init__.py").is_file()] == []

@@ -15,7 +15,7 @@ import pytest
 from servers import KEY, MODEL, running
 from test_hub import newer_row, older_row, write_jsonl
 
-from dagger_nb import cli, config, doctor, footprint, paths, readiness, revisions, scale, store
+from dagger_nb import cli, config, doctor, paths, profiles, readiness, revisions, scale, store
 from dagger_nb.checks import failed
 from dagger_nb.config import Settings
 from dagger_nb.crew import executor
@@ -387,5 +387,5 @@ def test_the_disk_of_a_served_profile_is_planned():
     settings = config.load("qwen3-4b")
     weights = 2 * (2 * 4_022_468_096 + 30_532_122_624) / 1e9
     assert readiness.disk_gb(settings) == doctor.disk_gb(settings) > weights
-    assert doctor.disk_gb(config.load("tiny")) == footprint.LAPTOP_GB["tiny"]
+    assert doctor.disk_gb(config.load("tiny")) == profiles.LAPTOP_GB["tiny"]
     assert scale.value("record_bytes") > 0
