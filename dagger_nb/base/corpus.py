@@ -59,11 +59,7 @@ def encode(
     starts = sorted({0, *(rng.randrange(len(turns)) for _ in range(2))})
     for start, end in zip(starts, [*starts[1:], len(turns)], strict=True):
         before = renderer.observation_ids(turns[start - 1].observation) if start else renderer.prompt_ids(task)
-        pieces = [(before, READ)]
-        for turn in turns[start:end]:
-            pieces.append((renderer.action_ids(turn.action), SAID))
-            pieces.append((renderer.observation_ids(turn.observation), READ))
-        yield _joined(pieces)
+        yield _joined([(before, READ), *_played(renderer, turns[start:end])])
     for request, action in drills:
         yield _joined([(renderer.request_ids(request), READ), (renderer.action_ids(action), SAID)])
 
@@ -74,11 +70,14 @@ def encode_search(renderer: Renderer, turns: Sequence[Turn]) -> tuple[np.ndarray
     What the lines that one reads should be is the hardest skill, and this is the part of an episode that needs it.
     """
     end = next(t for t, turn in enumerate(turns) if turn.action.arguments.get("command") == "str_replace")
-    pieces = [(renderer.observation_ids(turns[0].observation), READ)]
-    for turn in turns[1:end]:
-        pieces.append((renderer.action_ids(turn.action), SAID))
-        pieces.append((renderer.observation_ids(turn.observation), READ))
-    return _joined([*pieces, (renderer.action_ids(turns[end].action), SAID)])
+    failure, repair = renderer.observation_ids(turns[0].observation), renderer.action_ids(turns[end].action)
+    return _joined([(failure, READ), *_played(renderer, turns[1:end]), (repair, SAID)])
+
+
+def _played(renderer: Renderer, turns: Sequence[Turn]) -> Iterator[tuple[Sequence[int], float]]:
+    for turn in turns:
+        yield renderer.action_ids(turn.action), SAID
+        yield renderer.observation_ids(turn.observation), READ
 
 
 def _joined(pieces: Sequence[tuple[Sequence[int], float]]) -> tuple[np.ndarray, np.ndarray]:

@@ -14,13 +14,12 @@ import traceback
 from collections.abc import Iterator
 
 from dagger_nb import scaffold
-from dagger_nb.policies import teacher
+from dagger_nb.policies import history, teacher
 from dagger_nb.records import Task, Turn
 from dagger_nb.sandboxes.protocol import CommandResult
 from dagger_nb.tasks.execution import Program
 
 _PARSING = threading.Lock()  # in CPython 3.11 ast.parse counts its recursion wrongly when two threads use it at once
-_COMPARE = re.compile(r"diff <\(sed -n (\d+),\d+p (\S+)\) - <<'EOF'\n(.*)\nEOF", re.DOTALL)
 WIDTH = 80  # columns of the terminal that pytest believes in
 
 
@@ -45,9 +44,9 @@ class Reenactment:
         module = re.fullmatch(r"python -c 'import (\S+)' 2>&1 \| tail -3", command)
         if module:
             return CommandResult(self._import_error(module[1].replace(".", "/") + ".py"), 0)
-        compared = _COMPARE.fullmatch(command)
+        compared = history.COMPARISON.fullmatch(command)
         if compared:
-            return self._compare(int(compared[1]), compared[2], compared[3].split("\n"))
+            return self._compare(int(compared[1]), compared[2], compared[3].removesuffix("\n").split("\n"))
         lines = list(self._grep(re.fullmatch(r"grep -rn '([^']+)' /testbed", command)[1]))
         return CommandResult("\n".join(lines), 0 if lines else 1)
 

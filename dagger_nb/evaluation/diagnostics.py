@@ -15,8 +15,9 @@ from typing import NamedTuple
 import pandas as pd
 
 from dagger_nb.errors import DataError
-from dagger_nb.evaluation.readings import failed_call, is_edit
+from dagger_nb.evaluation.readings import is_edit
 from dagger_nb.evaluation.shares import clustered_share, share
+from dagger_nb.policies.history import failed_call
 from dagger_nb.records import Action, Label, Trajectory
 
 EpisodeKey = tuple[str, int]  # instance_id, attempt

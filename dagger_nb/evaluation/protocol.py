@@ -11,7 +11,8 @@ from itertools import pairwise
 
 import pandas as pd
 
-from dagger_nb.evaluation.readings import failed_call, is_edit, is_full_test_run, same_reply, shows_failures
+from dagger_nb.evaluation.readings import is_edit, is_full_test_run, same_reply, shows_failures
+from dagger_nb.policies.history import failed_call
 from dagger_nb.records import Label, Missing, StopReason, Trajectory, Turn
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from dagger_nb.policies.history import command
+from dagger_nb.policies.history import command, failed_call
 from dagger_nb.records import Action, Turn
 
 _FULL_TEST_RUN = re.compile(r"(cd /testbed\s*(&&|;)\s*)?(python3? -m )?pytest(\s+-{1,2}[\w=-]+)*")
@@ -12,11 +12,6 @@ _SUMMARY = re.compile(r"^=*\s*\d+ (passed|failed|errors?|skipped)\b.*", re.MULTI
 _RED = re.compile(r"\b[1-9]\d* (failed|errors?)\b")
 _CHANGES = re.compile(r"\bsed\s+(-\w*i|--in-place)|\bgit\s+(checkout|restore|reset|apply|stash|clean|revert)\b"
                       r"|(?<![0-9&<=-])>{1,2}(?!\s*(/dev/null|&))|\b(mv|cp|rm|tee|patch|truncate|touch)\s")  # fmt: skip
-
-
-def failed_call(turn: Turn) -> bool:
-    """Whether the scaffold refused the call or the tool failed: its observation starts with ERROR."""
-    return turn.observation.startswith("ERROR")
 
 
 def is_edit(turn: Turn) -> bool:

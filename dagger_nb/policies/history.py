@@ -8,10 +8,12 @@ from dataclasses import dataclass
 
 from dagger_nb.records import Turn
 
+# `teacher.COMPARE` as it was called: the number of the first line, the path, and the lines that should stand there
+COMPARISON = re.compile(r"diff <\(sed -n (\d+),\d+p ([\w./-]+)\) - <<'EOF'\n((?:(?!EOF\n).*\n)*)EOF")
 _READ_ONLY = re.compile(
     r"(grep|cat|ls|head|tail|wc|pwd|echo|git (diff|status|log|show)|python -m pytest)\b[^<>|;&`$\n]*"
     r"|python -c 'import [\w.]+' 2>&1 \| tail -3"
-    r"|diff <\(sed -n \d+,\d+p [\w./-]+\) - <<'EOF'\n(?:(?!EOF\n).*\n)*EOF"
+    rf"|{COMPARISON.pattern}"
 )
 _LEAVES_NO_FILE = re.compile(r'git checkout [^<>|;&`$\n]*|sed -i "\d+s\|[^|"]*\|[^|"]*\|" \S+')
 CUT = re.compile(r"^\.\.\. \d+ characters cut \.\.\.$", re.MULTILINE)
@@ -37,26 +39,31 @@ def ends_in_summary(turn: Turn) -> bool:
     return bool(_SUMMARY.search(turn.observation))
 
 
+def failed_call(turn: Turn) -> bool:
+    """Whether the scaffold refused the call or the tool failed: its observation starts with ERROR."""
+    return turn.observation.startswith("ERROR")
+
+
 def _is_edit(turn: Turn) -> bool:
     return turn.action.tool == "str_replace_editor" and turn.action.arguments["command"] != "view"
 
 
 def is_failed_edit(turn: Turn) -> bool:
     """Whether an edit was refused or failed."""
-    return _is_edit(turn) and turn.observation.startswith("ERROR")
+    return _is_edit(turn) and failed_call(turn)
 
 
 def shows(turn: Turn, path: str) -> bool:
     """Whether a turn is a view of the file that worked and was not cut."""
-    arguments, seen = turn.action.arguments, turn.observation
+    arguments = turn.action.arguments
     asked = arguments.get("command") == "view" and same_path(arguments["path"], path)
-    return asked and not seen.startswith("ERROR") and not CUT.search(seen)
+    return asked and not failed_call(turn) and not CUT.search(turn.observation)
 
 
 def may_change(turn: Turn) -> bool:
     """Whether a turn may have changed the tree, judged by the command and its observation alone."""
     if _is_edit(turn):
-        return not turn.observation.startswith("ERROR")
+        return not failed_call(turn)
     return bool(command(turn)) and not _READ_ONLY.fullmatch(command(turn))
 
 
