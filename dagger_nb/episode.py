@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from dagger_nb import scaffold
+from dagger_nb.config import EpisodeSettings
 from dagger_nb.errors import ContextError, EnvironmentProblem, SandboxError
 from dagger_nb.mixing import Choice, Mixer, sampling_seed, uniform
 from dagger_nb.policies.protocol import Answer, Sampling
@@ -21,16 +22,17 @@ from dagger_nb.sandboxes.protocol import Sandbox, SandboxFactory
 from dagger_nb.slips import plausible_wrong_edit
 
 LOG = logging.getLogger(__name__)
+_USUAL = EpisodeSettings()
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What ends an episode. `context` in tokens, `seconds` of wall clock (None: no such limit)."""
 
-    max_turns: int = 60
-    context: int = 8192
-    loop_repeats: int = 3
-    command_timeout_s: float = 60.0
+    max_turns: int = _USUAL.max_turns
+    context: int = _USUAL.context
+    loop_repeats: int = _USUAL.loop_repeats
+    command_timeout_s: float = _USUAL.command_timeout_s
     seconds: float | None = None
 
 

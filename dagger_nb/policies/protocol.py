@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from dagger_nb.config import EpisodeSettings
 from dagger_nb.records import Action, Task, Turn
 
 Teacher = Callable[[Task, Sequence[Turn]], Action]  # one that answers at once, as the scripted oracle does
@@ -17,7 +18,7 @@ class Sampling:
 
     temperature: float = 0.0
     top_p: float = 1.0
-    max_new_tokens: int = 160
+    max_new_tokens: int = EpisodeSettings().max_new_tokens
 
 
 @dataclass(frozen=True, slots=True)
