@@ -41,9 +41,9 @@ def needs(settings: Settings, number: str, patches: int = 0) -> None:
     Raises:
         ConfigError: the profile does not fit this machine's GPU.
     """
-    from dagger_nb import needs as figures
+    from dagger_nb.needs import text
 
-    print(figures.text(settings, number, patches))
+    print(text(settings, number, patches))
 
 
 def fleet(settings: Settings) -> Executor:

@@ -97,9 +97,8 @@ def _rates(settings: Settings) -> tuple[Rates, str]:
         return measured["rates"], measured["source"]
     here = local_gpus()
     gpu = scale.gpu_like(here[0].name if here else "")
-    return scale.rates(
-        settings, gpu
-    ), f"ASSUMED for profile {settings.profile} on one {gpu.name} (data/plan/scale.json)"
+    source = f"ASSUMED for profile {settings.profile} on one {gpu.name} (data/plan/scale.json)"
+    return scale.rates(settings, gpu), source
 
 
 def _of_recipe(chosen: Recipe, settings: Settings, rates: Rates) -> Iterator[Usage]:

@@ -319,13 +319,10 @@ def test_a_malformed_turn_of_the_teacher_is_asked_for_once_more_and_then_execute
 
 
 def test_an_answer_that_was_asked_for_twice_counts_both(train_tasks):
+    seed = sampling_seed(0, train_tasks[0].instance_id, 0, 0)
     for times, completion in ((0, 2), (1, 3), (2, 2)):
-        answer = ask_teacher(Stammering({0: times}), train_tasks[0], (), GREEDY, sampling_seed(0, *_first(train_tasks)))
+        answer = ask_teacher(Stammering({0: times}), train_tasks[0], (), GREEDY, seed)
         assert asyncio.run(answer).usage == Usage(100 * min(2, times + 1), completion)
-
-
-def _first(tasks: Sequence[Task]) -> tuple[str, int, int]:
-    return tasks[0].instance_id, 0, 0
 
 
 def test_an_episode_too_long_for_the_teacher_ends_by_its_context_and_keeps_its_patch(collector, train_tasks):
