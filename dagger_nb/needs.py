@@ -18,9 +18,9 @@ _FIRST = "sft collect 1"  # collected by notebook 02 and read by 03
 
 
 def text(settings: Settings, number: str, patches: int = 0) -> str:
-    """What notebook `number` ("02" to "06") takes under these settings, in a few lines, and then in every profile.
+    """What notebook `number` ("02" to "06") takes in every profile, and then in a few lines under these settings.
 
-    `patches` are graded beside what is planned.
+    The last line is what a running notebook's progress shows. `patches` are graded beside what is planned.
 
     Raises:
         ConfigError: it asks or trains models, and the profile does not fit this machine's GPU.
@@ -28,14 +28,14 @@ def text(settings: Settings, number: str, patches: int = 0) -> str:
     """
     predicted = plan(settings)
     mine = phases(predicted, number, patches)
-    lines = [f"notebook {number}, profile {settings.profile}: {_takes(mine)}"]
-    if settings.served and _asks_models(mine):
-        lines += _models(settings, mine)
-    lines += [
-        f"rates: {predicted.source}",
-        "",
-        "the same of every profile, without overrides:",
+    models = _models(settings, mine) if settings.served and _asks_models(mine) else []
+    lines = [
+        f"notebook {number} in every profile, without overrides:",
         table(number, patches).to_string(),
+        "",
+        f"rates: {predicted.source}",
+        *models,
+        f"notebook {number}, profile {settings.profile}: {_takes(mine)}",
     ]
     return "\n".join(lines)
 
