@@ -13,7 +13,7 @@ PREFIX_TEMPLATE = "data/models/qwen3.jinja"  # for hybrid Qwen3 models, whose ow
 
 _SERVED: Mapping[str, object] = {
     "tasks.source": "swe-gym",
-    "workers": 32,
+    "workers": 16,  # as many as episodes: more would only grade more at once, and all those containers must find room
     "episode.max_turns": 100,
     "episode.context": 65_536,
     "episode.max_new_tokens": 2_048,

@@ -329,23 +329,23 @@ def test_a_docker_engine_needs_room_for_images(engine, monkeypatch):
 @pytest.mark.parametrize(
     ("gigabytes", "status", "step"),
     [
-        (512, "ok", ""),
-        (511, "warn", "lower serving.concurrency and workers so that at most 31 are open, or sandbox.memory_gb"),
+        (256, "ok", ""),
+        (255, "warn", "lower serving.concurrency and workers so that at most 15 are open, or sandbox.memory_gb"),
         (15, "fail", "lower sandbox.memory_gb to less than 15"),
     ],
 )
 def test_containers_need_memory(engine, monkeypatch, gigabytes, status, step):
-    """32 gradings at once, of 16 GB each at the most; 16 episodes at once are fewer."""
+    """16 episodes at once, or gradings, of 16 GB each at the most."""
     monkeypatch.setattr(engine, "memory", gigabytes * 1e9)
     found = contained()["container memory"]
     assert (found.status, found.next_step) == (status, step)
-    assert found.what.startswith("32 x 16 GB may be taken at once; the engine's machine (box) has")
+    assert found.what.startswith("16 x 16 GB may be taken at once; the engine's machine (box) has")
 
 
 def test_containers_need_processors(engine):
-    few = contained(workers=16)["container cores"]
+    few = contained()["container cores"]
     assert (few.status, few.what) == ("ok", "16 x 4 may be busy at once; the engine's machine (box) has 64")
-    many = contained()["container cores"]
+    many = contained(workers=32)["container cores"]
     assert many.status == "warn" and "32 x 4 may be busy" in many.what and "lower workers to 16" in many.next_step
     assert "gets 64 of its 65" in contained(sandbox__cpus=65.0)["container cores"].what
 
