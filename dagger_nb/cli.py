@@ -8,7 +8,6 @@ is too old gets a sentence instead of a traceback.
 from __future__ import annotations
 
 import argparse
-import ast
 import errno
 import os
 import shutil
@@ -116,7 +115,7 @@ def _values(options: argparse.Namespace) -> dict[str, Any]:
     """
     from dagger_nb import config
 
-    values = {"profile": options.profile, "seed": options.seed, **_pairs(options.parameter)}
+    values = {"profile": options.profile, "seed": options.seed, **config.pairs(options.parameter)}
     if "overrides" in values:
         raise ConfigError("-p overrides is refused; give each setting by its name, for example -p training.passes=2")
     known = set(config.setting_names()) - {"profile", "seed"}
@@ -150,7 +149,7 @@ def _find_notebook(name: str) -> Path:
 def _doctor(options: argparse.Namespace) -> int:
     from dagger_nb import config, deviations, doctor
 
-    overrides = _pairs(options.parameter)
+    overrides = config.pairs(options.parameter)
     settings = config.load(options.profile, overrides)
     checks = doctor.examine(options.profile, overrides)
     _say(doctor.table(checks))
@@ -163,7 +162,7 @@ def _plan(options: argparse.Namespace) -> int:
     from dagger_nb import config
     from dagger_nb.plan import plan
 
-    _say(str(plan(config.load(options.profile, {"seed": options.seed, **_pairs(options.parameter)}))))
+    _say(str(plan(config.load(options.profile, {"seed": options.seed, **config.pairs(options.parameter)}))))
     return 0
 
 
@@ -237,20 +236,6 @@ def _clean(options: argparse.Namespace) -> int:
 
 def _say(text: str) -> None:
     print(text, flush=True)
-
-
-def _pairs(texts: Sequence[str]) -> dict[str, Any]:
-    """`name=value` pairs; a value is read as a Python literal where it is one, else as text."""
-    values: dict[str, Any] = {}
-    for text in texts:
-        name, mark, value = text.partition("=")
-        if not mark or not name.strip():
-            raise ConfigError(f"-p {text!r} is not name=value; write for example -p seed=1")
-        try:
-            values[name.strip()] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            values[name.strip()] = value
-    return values
 
 
 def _parser() -> argparse.ArgumentParser:

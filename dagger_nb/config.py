@@ -7,6 +7,7 @@ the wrong type or out of range, and a combination that cannot work are each refu
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import difflib
 import functools
@@ -15,7 +16,7 @@ import json
 import math
 import re
 import typing
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -288,6 +289,24 @@ def load(profile: str, overrides: Mapping[str, object] | None = None) -> Setting
     settings = Settings(**values[""], **groups)
     _refuse_degenerate(settings)
     return settings
+
+
+def pairs(texts: Sequence[str]) -> dict[str, Any]:
+    """`name=value` pairs of a command line; a value is read as a Python literal where it is one, else as text.
+
+    Raises:
+        ConfigError: a text that is no pair.
+    """
+    values: dict[str, Any] = {}
+    for text in texts:
+        name, mark, value = text.partition("=")
+        if not mark or not name.strip():
+            raise ConfigError(f"-p {text!r} is not name=value; write for example -p seed=1")
+        try:
+            values[name.strip()] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            values[name.strip()] = value
+    return values
 
 
 def setting_names() -> tuple[str, ...]:

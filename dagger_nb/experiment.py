@@ -305,14 +305,20 @@ OPERATION = {
 
 
 def identity(name: str, settings: Settings) -> dict[str, Any]:
-    """What decides a run's training: the recipe and the settings, but no budgets, no workers and no profile name."""
-    kept = settings.to_dict()
+    """What decides a run's training: the recipe and the settings, but no budgets, no workers and no profile name.
+
+    Who acts is the recipe's own mixer and not the settings behind all of them, so that another schedule of DAgger
+    finds the runs of SFT and of the switch done.
+    """
+    chosen, kept = recipe(name, settings), settings.to_dict()
     for irrelevant in ("profile", "workers", "evaluation"):
         del kept[irrelevant]
     for group, names in OPERATION.items():
         kept[group] = {setting: value for setting, value in kept[group].items() if setting not in names}
-    kept["tasks"] = {"tasks_per_round": settings.tasks.tasks_per_round, "source": settings.tasks.source}
-    return {"recipe": name, "settings": kept, "base": _base_digest(settings)}
+    kept["tasks"] = {"source": settings.tasks.source}
+    kept["dagger"] = {"filter": settings.dagger.filter}
+    collected = {"mixer": asdict(chosen.mixer), "rounds": chosen.rounds, "tasks_per_round": chosen.tasks_per_round}
+    return {"recipe": name, **collected, "settings": kept, "base": _base_digest(settings)}
 
 
 def _base_digest(settings: Settings) -> str:

@@ -235,6 +235,16 @@ def test_recipes_are_data(tiny_base):
         recipe("daggr", settings)
 
 
+def test_another_schedule_is_another_run_of_dagger_alone(tiny_base, own_home):
+    for name in RECIPES:
+        plain, other = experiment(tiny_base, name), experiment(tiny_base, name, dagger__schedule="constant")
+        assert (plain.store.root == other.store.root) == (name != "dagger")
+    shorter = [experiment(tiny_base, name, dagger__rounds=1).store.root for name in RECIPES]
+    assert [experiment(tiny_base, name).store.root == root for name, root in zip(RECIPES, shorter, strict=True)] == [
+        True, False, False, False
+    ]  # fmt: skip
+
+
 def test_an_unknown_exam_is_refused(tiny_base, own_home):
     with pytest.raises(ConfigError, match="unknown exam 'final'"):
         experiment(tiny_base, "base").examine("final")
