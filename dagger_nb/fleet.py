@@ -61,6 +61,9 @@ class Executor(Protocol):
     def rest(self) -> None:
         """Free the accelerator; the next `run` takes it again."""
 
+    def close(self) -> None:
+        """End what runs in the background; nothing is run after it."""
+
     def facts(self) -> dict[str, Any]:
         """What belongs into a run's manifest."""
         return {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
@@ -51,6 +52,7 @@ def fleet(settings: Settings) -> Executor:
     key = settings if settings.served else settings.workers
     if key not in _executors:
         _executors[key] = executor(settings)
+        atexit.register(_executors[key].close)  # before Python itself is taken apart
     return _executors[key]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -115,3 +117,18 @@ def test_doubtful_real_instances_are_named_and_counted(capsys: pytest.CaptureFix
     assert notebook.check_controls(good, good, bad, SERVED) == ()
     with pytest.raises(AssertionError, match="not doubtful"):
         notebook.check_controls(bad, bad, bad, SERVED)
+
+
+SCRIPT = """
+from dagger_nb import config, notebook
+if __name__ == "__main__":
+    fleet = notebook.fleet(config.load("smoke", {"workers": 1}))
+    fleet._pool.submit(abs, -1).result()
+"""
+
+
+@pytest.mark.slow
+def test_a_script_that_keeps_the_fleet_to_its_end_ends_without_a_word(tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    done = subprocess.run([sys.executable, tmp_path / "script.py"], capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stderr) == (0, "")
