@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from dagger_nb import paths
-from dagger_nb.config import EpisodeSettings, LoraSettings, ServingSettings
+from dagger_nb.config import LoraSettings, ServingSettings
 from dagger_nb.serving import Engine, ServedModel, Server, find_engine, served_folder
 from dagger_nb.students import Version, renderer_of
 from dagger_nb.training.model import add_adapter, load_student, save_adapter
 
 VARIABLE = "DAGGER_NB_VLLM"
-RANK = 8
+CONTEXT, RANK = 6144, 8
 HERE = Path(__file__).parent
 
 
@@ -72,7 +72,7 @@ def settings(engine) -> ServingSettings:
 def served(base, engine, home) -> ServedModel:
     """What every server here serves: the unpacked NF4 base, with room for adapters."""
     folder = served_folder(base, weights="dequantised", quantise=True, engine=engine)
-    return ServedModel(folder, EpisodeSettings().context, rank=RANK, base=base)
+    return ServedModel(folder, CONTEXT, rank=RANK, base=base)
 
 
 @pytest.fixture(scope="session")
