@@ -21,9 +21,9 @@ from pathlib import Path
 
 from dagger_nb.answers import AnswerFile
 from dagger_nb.bill import Account, Bill
-from dagger_nb.config import TeacherSettings
 from dagger_nb.policies.endpoint import EndpointPolicy
 from dagger_nb.policies.protocol import Sampling
+from dagger_nb.settings import TeacherSettings
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 import servers  # noqa: E402

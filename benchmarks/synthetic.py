@@ -10,7 +10,7 @@ from bitsandbytes.nn import Linear4bit, Params4bit
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
 
-from dagger_nb.config import LoraSettings
+from dagger_nb.settings import LoraSettings
 from dagger_nb.shapes import Shape, shape_of
 from dagger_nb.training.mask import Row, pack
 from dagger_nb.training.model import add_adapter

@@ -27,7 +27,7 @@ import torch
 from peft import PeftModel
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from dagger_nb.config import LoraSettings
+from dagger_nb.settings import LoraSettings
 from dagger_nb.training.batches import fill
 from dagger_nb.training.loss import summed_loss
 from dagger_nb.training.mask import TREE, Row, pack

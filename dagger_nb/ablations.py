@@ -14,7 +14,7 @@ import pandas as pd
 
 from dagger_nb import config, paths, results
 from dagger_nb.errors import ConfigError
-from dagger_nb.experiment import identity
+from dagger_nb.provenance import identity
 from dagger_nb.recipes import RECIPES
 
 

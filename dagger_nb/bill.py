@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dagger_nb.answers import AnswerFile
-from dagger_nb.config import LabelSettings
 from dagger_nb.errors import BudgetError
 from dagger_nb.policies.protocol import Usage
+from dagger_nb.settings import LabelSettings
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from dagger_nb.errors import ConfigError, DaggerError
 
 if TYPE_CHECKING:
-    from dagger_nb.config import Settings
+    from dagger_nb.settings import Settings
 
 OLDEST_PYTHON = (3, 11)
 SPENDING = ("02", "03", "04")  # notebooks that ask models and train

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from dagger_nb import config, memory
-from dagger_nb.config import GENERATED, Settings
+from dagger_nb.settings import GENERATED, Settings
 
 PAPER: Mapping[str, object] = {
     "tasks.source": "swe-gym",

@@ -16,10 +16,10 @@ from packaging.requirements import Requirement
 
 from dagger_nb import config, paths, store
 from dagger_nb.checks import Check, failed
-from dagger_nb.config import Settings
 from dagger_nb.errors import ConfigError, DaggerError, DataError, EnvironmentProblem
 from dagger_nb.profiles import LAPTOP_GB
 from dagger_nb.sandboxes.local import local_factory
+from dagger_nb.settings import GENERATED, Settings
 
 PINNED = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "swebench", "papermill", "pytest")
 
@@ -70,7 +70,7 @@ def containers(settings: Settings) -> list[Check]:
 
 def own_tasks(settings: Settings) -> list[Check]:
     """Of tasks that are not generated: whether they are here, suffice, and can be graded."""
-    if settings.tasks.source == config.GENERATED:
+    if settings.tasks.source == GENERATED:
         return []
     from dagger_nb import readiness
 

@@ -12,13 +12,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from dagger_nb import scaffold
-from dagger_nb.config import EpisodeSettings
 from dagger_nb.errors import ContextError, EnvironmentProblem, SandboxError
 from dagger_nb.mixing import Choice, Mixer, sampling_seed, uniform
 from dagger_nb.policies.protocol import Answer, Sampling
 from dagger_nb.records import Action, StopReason, Task, Trajectory, Turn
 from dagger_nb.rendering import Renderer
 from dagger_nb.sandboxes.protocol import Sandbox, SandboxFactory
+from dagger_nb.settings import EpisodeSettings
 from dagger_nb.slips import plausible_wrong_edit
 
 LOG = logging.getLogger(__name__)

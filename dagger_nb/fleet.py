@@ -18,13 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from dagger_nb.config import SandboxSettings
 from dagger_nb.episode import Conditions, Plan
 from dagger_nb.errors import EnvironmentProblem
 from dagger_nb.labelling import label_trajectory
 from dagger_nb.policies import teacher
 from dagger_nb.rollout import run_cohort
 from dagger_nb.sandboxes import SandboxFactory, factory_for
+from dagger_nb.settings import SandboxSettings
 from dagger_nb.store import CohortRecord
 from dagger_nb.students import LocalStudent, Version, load_for_acting, quiet
 

@@ -17,9 +17,9 @@ import pandas as pd
 
 from dagger_nb import memory, scale
 from dagger_nb.bill import PICOS, tariff
-from dagger_nb.config import GENERATED, Settings
 from dagger_nb.memory import GB
 from dagger_nb.policies.protocol import Usage as Tokens
+from dagger_nb.settings import GENERATED, Settings
 from dagger_nb.shapes import shape_of
 from dagger_nb.usage import GRADE, TRAIN, Usage
 

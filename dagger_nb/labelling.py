@@ -18,12 +18,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from dagger_nb.config import LabelSettings
 from dagger_nb.errors import BudgetError, PolicyError
 from dagger_nb.mixing import sampling_seed
 from dagger_nb.policies.protocol import Answer, Policy, Sampling, Teacher
 from dagger_nb.records import Action, Label, Missing, Task, Trajectory, Turn
 from dagger_nb.rendering import Renderer
+from dagger_nb.settings import LabelSettings
 
 if TYPE_CHECKING:
     from dagger_nb.store import CohortRecord

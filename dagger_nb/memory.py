@@ -22,8 +22,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from dagger_nb.config import Settings
 from dagger_nb.errors import ConfigError
+from dagger_nb.settings import Settings
 from dagger_nb.shapes import Shape, shape_of
 
 GB = 1e9

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import pandas as pd
 
 from dagger_nb import config, footprint, memory
-from dagger_nb.config import Settings
 from dagger_nb.gpus import local_gpus
 from dagger_nb.plan import Plan, grading, plan
 from dagger_nb.profiles import LAPTOP_GB, PROFILES
+from dagger_nb.settings import Settings
 from dagger_nb.usage import GRADE, Usage
 
 _RECIPES_OF = {"02": (), "03": ("base", "sft"), "04": ("dagger", "switch"), "05": (), "06": ()}

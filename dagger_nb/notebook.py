@@ -9,11 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 
 from dagger_nb import config, paths
-from dagger_nb.config import GENERATED, LabelSettings, Settings
 from dagger_nb.crew import executor
 from dagger_nb.evaluation.grades import Grade
 from dagger_nb.fleet import Executor
 from dagger_nb.labelling import tally
+from dagger_nb.settings import GENERATED, LabelSettings, Settings
 from dagger_nb.store import CohortRecord
 
 _executors: dict[int | Settings, Executor] = {}

@@ -31,7 +31,6 @@ from pathlib import Path
 import pandas as pd
 
 from dagger_nb import config, footprint, results, scale, usage
-from dagger_nb.config import Settings
 from dagger_nb.errors import DaggerError, DataError
 from dagger_nb.experiment import EXAMS, Experiment, exam_size
 from dagger_nb.fleet import Fleet
@@ -39,6 +38,7 @@ from dagger_nb.gpus import local_gpus
 from dagger_nb.rates import Rates, measure, rate_of, rates_file, seconds_per_turn, time_grading
 from dagger_nb.recipes import RECIPES, Recipe, recipe
 from dagger_nb.results import PROGRAMME
+from dagger_nb.settings import Settings
 from dagger_nb.store import read_json, rounds_to_train_on, write_json
 from dagger_nb.usage import GRADE, TRAIN, Usage
 

@@ -22,12 +22,12 @@ import numpy as np
 import pandas as pd
 
 from dagger_nb import ablations, config, paths, results
-from dagger_nb.config import Settings
 from dagger_nb.errors import DaggerError, DataError
 from dagger_nb.evaluation import tables
 from dagger_nb.evaluation.comparison import comparison
-from dagger_nb.experiment import identity, provenance
+from dagger_nb.provenance import identity, provenance
 from dagger_nb.recipes import RECIPES
+from dagger_nb.settings import Settings
 from dagger_nb.store import read_json, write_json, write_text
 
 BLOCK = re.compile(r"(<!-- results -->\n).*?(<!-- /results -->)", re.DOTALL)

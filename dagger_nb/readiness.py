@@ -19,10 +19,10 @@ from typing import Any
 from dagger_nb import crew, footprint, memory, paths, plan, revisions
 from dagger_nb.background import result_of
 from dagger_nb.checks import Check, failed
-from dagger_nb.config import GENERATED, HUB, Settings
 from dagger_nb.errors import DaggerError, DataError
 from dagger_nb.evaluation.grading import refuse_unjudged, without_pytest
 from dagger_nb.gpus import local_gpus
+from dagger_nb.settings import GENERATED, HUB, Settings
 from dagger_nb.shapes import shape_of
 from dagger_nb.tasks import hub
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dagger_nb.config import Settings, nearest
+from dagger_nb.config import nearest
 from dagger_nb.errors import ConfigError
 from dagger_nb.mixing import TEACHER_ALONE, BernoulliMixer, Mixer, Schedule, SwitchMixer
+from dagger_nb.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)

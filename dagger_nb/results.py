@@ -13,15 +13,16 @@ from pathlib import Path
 import pandas as pd
 
 from dagger_nb import paths
-from dagger_nb.config import GENERATED, Settings
 from dagger_nb.errors import DataError
 from dagger_nb.evaluation import diagnostics, digging, protocol, tables
 from dagger_nb.evaluation.grades import Grade, Status
 from dagger_nb.evaluation.predictions import Prediction, read_predictions
-from dagger_nb.experiment import EXAMS, Experiment, all_labels, all_missing, all_trajectories, identity
+from dagger_nb.experiment import EXAMS, Experiment, all_labels, all_missing, all_trajectories
 from dagger_nb.fleet import Executor
+from dagger_nb.provenance import identity
 from dagger_nb.recipes import RECIPES
 from dagger_nb.records import Task, digest
+from dagger_nb.settings import GENERATED, Settings
 from dagger_nb.statistics import holm, wilson
 from dagger_nb.store import CohortRecord, write_text
 

@@ -22,10 +22,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from dagger_nb import memory, paths
-from dagger_nb.config import Settings
 from dagger_nb.mixing import BernoulliMixer
 from dagger_nb.rates import Rates
 from dagger_nb.recipes import recipe
+from dagger_nb.settings import Settings
 from dagger_nb.shapes import Shape, shape_of
 from dagger_nb.usage import GRADE, TRAIN
 

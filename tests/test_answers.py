@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 
 from dagger_nb.answers import AnswerFile
 from dagger_nb.bill import PICOS, Account, Bill, Cap, Prices, Tariff, bill_table, calls_table, tariff
-from dagger_nb.config import LabelSettings
 from dagger_nb.errors import BudgetError, DataError, EnvironmentProblem
 from dagger_nb.policies.protocol import Usage
+from dagger_nb.settings import LabelSettings
 
 REPLY = {"message": {"content": "x"}, "finish_reason": "stop", "model": "m", "usage": None}
 BOUND = Usage(prompt=100, completion=10)

@@ -23,7 +23,6 @@ from players import GREEDY, NO_LABELS, Crew, Local, casting, collected, jobs, lo
 
 from dagger_nb import config
 from dagger_nb.collector import Capacity, Cast, Collector, Labeller
-from dagger_nb.config import LabelSettings
 from dagger_nb.episode import Conditions, Limits, Plan
 from dagger_nb.errors import BudgetError, ConfigError, ContextError, EnvironmentProblem, PolicyError, SandboxError
 from dagger_nb.experiment import Experiment, observation_cache
@@ -37,6 +36,7 @@ from dagger_nb.progress import Progress
 from dagger_nb.records import Action, StopReason, Task, Trajectory, Turn
 from dagger_nb.rollout import run_cohort
 from dagger_nb.sandboxes import CommandResult, local_factory
+from dagger_nb.settings import LabelSettings
 from dagger_nb.store import CohortRecord
 from dagger_nb.students import LocalStudent, Version, load_for_acting
 

@@ -12,7 +12,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from dagger_nb.config import SandboxSettings
 from dagger_nb.errors import DataError, EnvironmentProblem, SandboxError
 from dagger_nb.evaluation.grades import Grade, Status
 from dagger_nb.evaluation.official import Official, marks
@@ -21,6 +20,7 @@ from dagger_nb.sandboxes.containers import archives, errors, protections, worksp
 from dagger_nb.sandboxes.containers.container import NO_PROGRAM, NO_TESTBED, Ended
 from dagger_nb.sandboxes.containers.lease import Owner, machine, owner, started_at
 from dagger_nb.sandboxes.containers.scripts import NO_START
+from dagger_nb.settings import SandboxSettings
 from dagger_nb.tasks import generate
 
 DAEMON = {

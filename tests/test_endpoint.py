@@ -19,7 +19,6 @@ from servers import KEY, MODEL, PRICES, Server, running
 from dagger_nb import episode, scaffold
 from dagger_nb.answers import AnswerFile
 from dagger_nb.bill import Account, Bill, Cap, Prices, Tariff, bill_table, calls_table
-from dagger_nb.config import LabelSettings, TeacherSettings
 from dagger_nb.errors import ConfigError, ContextError, EnvironmentProblem, PolicyError
 from dagger_nb.labelling import Labelled, label_episode, label_trajectory, states_to_label
 from dagger_nb.mixing import BernoulliMixer, Schedule, sampling_seed
@@ -30,6 +29,7 @@ from dagger_nb.policies.oracle import OraclePolicy
 from dagger_nb.policies.protocol import Sampling, Usage
 from dagger_nb.policies.wire import same_model
 from dagger_nb.records import Action, StopReason, Task, Trajectory, Turn, to_json
+from dagger_nb.settings import LabelSettings, TeacherSettings
 
 GREEDY = Sampling(max_new_tokens=16)
 KEY_VARIABLE = "TEACHER_KEY_OF_THE_TESTS"

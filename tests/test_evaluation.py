@@ -17,7 +17,6 @@ from swebench.harness.reporting import make_run_report
 from swebench.harness.run_evaluation import get_dataset_from_preds
 from swebench.harness.utils import get_predictions_from_file, make_test_spec
 
-from dagger_nb.config import SandboxSettings
 from dagger_nb.errors import ConfigError, DataError, SandboxError
 from dagger_nb.evaluation import harness
 from dagger_nb.evaluation.comparison import comparison, slip_costs
@@ -39,6 +38,7 @@ from dagger_nb.evaluation.tables import OUTCOME_COLUMNS, outcomes, rates, score,
 from dagger_nb.evaluation.verdict import judge
 from dagger_nb.records import Action, Label, Missing, StopReason, Task, Trajectory, Turn
 from dagger_nb.sandboxes import local_factory
+from dagger_nb.settings import SandboxSettings
 from dagger_nb.tasks import git
 
 # --- a tiny repository with a bug, a hidden test and swebench's form of eval_script --------------------------

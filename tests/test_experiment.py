@@ -17,7 +17,6 @@ import pytest
 import torch
 
 from dagger_nb import config, results, store
-from dagger_nb.config import SandboxSettings, Settings
 from dagger_nb.errors import ConfigError, DataError, EnvironmentProblem
 from dagger_nb.evaluation.harness import HarnessRun
 from dagger_nb.experiment import EXAMS, Experiment
@@ -26,6 +25,7 @@ from dagger_nb.mixing import BernoulliMixer, SwitchMixer
 from dagger_nb.recipes import RECIPES, recipe
 from dagger_nb.records import Action, Label, StopReason, Trajectory, Turn
 from dagger_nb.sandboxes import local_factory
+from dagger_nb.settings import SandboxSettings, Settings
 from dagger_nb.store import CohortRecord
 from dagger_nb.tasks import generate, tasks
 

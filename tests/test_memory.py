@@ -10,6 +10,7 @@ import pytest
 
 from dagger_nb import config, gpus, memory, paths, shapes
 from dagger_nb.errors import ConfigError, DataError, EnvironmentProblem
+from dagger_nb.settings import Settings
 
 KNOWN = json.loads((paths.data() / "models" / "shapes.json").read_text())
 SERVED = ("qwen3-0.6b", "qwen3-4b", "qwen3-8b")
@@ -178,7 +179,7 @@ def test_the_gpu_is_divided_so_that_both_caches_hold_as_many_tokens() -> None:
     assert memory.shares(alone, H200) == (settings.serving.memory_share, 0.0)
 
 
-def _models(settings: config.Settings) -> tuple[str, str]:
+def _models(settings: Settings) -> tuple[str, str]:
     return settings.student.path, settings.teacher.path
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from dagger_nb import config, footprint, needs, plan, rates, results, scale, shapes, usage
-from dagger_nb.config import Settings
 from dagger_nb.errors import ConfigError, DataError
 from dagger_nb.experiment import EXAMS, Experiment
 from dagger_nb.fleet import Fleet, progress_line
 from dagger_nb.recipes import RECIPES
 from dagger_nb.records import Action, Label, StopReason, Trajectory, Turn
 from dagger_nb.results import PROGRAMME, exam_group
+from dagger_nb.settings import Settings
 from dagger_nb.store import CohortRecord, round_group, write_json
 
 TEST = Action("Test.", "execute_bash", {"command": "python -m pytest"})

@@ -17,9 +17,9 @@ from test_hub import newer_row, older_row, write_jsonl
 
 from dagger_nb import cli, config, doctor, paths, profiles, readiness, revisions, scale, store
 from dagger_nb.checks import failed
-from dagger_nb.config import Settings
 from dagger_nb.crew import executor
 from dagger_nb.errors import ConfigError, EnvironmentProblem
+from dagger_nb.settings import Settings
 from dagger_nb.students import renderer_of
 from dagger_nb.tasks import hub
 

@@ -13,7 +13,7 @@ import pytest
 
 from dagger_nb import config, paths, revisions
 from dagger_nb.errors import EnvironmentProblem
-from dagger_nb.experiment import provenance
+from dagger_nb.provenance import provenance
 from dagger_nb.store import read_json
 
 OLD, NEW, PINNED = "a" * 40, "b" * 40, "c" * 40

@@ -25,7 +25,6 @@ from transformers import AutoModelForCausalLM
 
 from dagger_nb import config
 from dagger_nb.base.reenact import episode
-from dagger_nb.config import LoraSettings, ServingSettings
 from dagger_nb.errors import BudgetError, ConfigError, DataError, EnvironmentProblem, PolicyError
 from dagger_nb.policies.protocol import Sampling, Usage
 from dagger_nb.policies.served import ServedStudent
@@ -43,6 +42,7 @@ from dagger_nb.serving import (
 )
 from dagger_nb.serving.adapters import refuse_misfit
 from dagger_nb.serving.weights import content_digest, dequantised
+from dagger_nb.settings import LoraSettings, ServingSettings
 from dagger_nb.students import Version, load_for_acting
 from dagger_nb.training.model import add_adapter, load_student, save_adapter
 from dagger_nb.training.session import segments

@@ -13,10 +13,10 @@ import torch
 
 from dagger_nb import config
 from dagger_nb.base.reenact import episode
-from dagger_nb.config import LoraSettings
 from dagger_nb.labelling import label_trajectory
 from dagger_nb.policies import teacher
 from dagger_nb.records import Action, StopReason, Trajectory, Turn
+from dagger_nb.settings import LoraSettings
 from dagger_nb.store import CohortRecord
 from dagger_nb.tasks import tasks
 from dagger_nb.training import fit, session

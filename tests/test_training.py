@@ -19,9 +19,9 @@ from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from dagger_nb.config import LoraSettings, TrainingSettings
 from dagger_nb.errors import ConfigError, DataError
 from dagger_nb.records import Action, Label
+from dagger_nb.settings import LoraSettings, TrainingSettings
 from dagger_nb.training.attention import ATTENTIONS, DENSE, FLEX, TREE, block_attention, choose
 from dagger_nb.training.batches import fill, plan_steps
 from dagger_nb.training.fit import fit

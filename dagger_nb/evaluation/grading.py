@@ -26,7 +26,6 @@ from swebench.harness.run_evaluation import GIT_APPLY_CMDS
 from swebench.harness.utils import make_test_spec
 from swebench.types import TestSpec
 
-from dagger_nb.config import SandboxSettings
 from dagger_nb.errors import ConfigError, DataError, SandboxError
 from dagger_nb.evaluation.grades import Grade, Gradebook, Status, grade_key
 from dagger_nb.evaluation.official import Harness
@@ -35,6 +34,7 @@ from dagger_nb.evaluation.protection import PATCH_FAILED, UNPROTECTED, Canaries,
 from dagger_nb.evaluation.verdict import judge
 from dagger_nb.records import Task
 from dagger_nb.sandboxes.protocol import CommandResult, Sandbox, SandboxFactory
+from dagger_nb.settings import SandboxSettings
 
 TIMEOUT_S = 30.0  # wall clock of one grading of a generated task
 REAL_TIMEOUT_S = 1800.0  # and of a real repository's: swebench's own default

@@ -13,12 +13,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dagger_nb.config import SandboxSettings
 from dagger_nb.errors import DataError, EnvironmentProblem
 from dagger_nb.evaluation.grades import Grade, Status
 from dagger_nb.evaluation.harness import HarnessRun, command, read_report, write_inputs
 from dagger_nb.evaluation.predictions import Prediction
 from dagger_nb.records import Task
+from dagger_nb.settings import SandboxSettings
 from dagger_nb.store import alone
 
 TIMEOUT_S = 1800  # swebench's own default, for one instance

@@ -23,11 +23,11 @@ from urllib.parse import urlsplit
 
 from dagger_nb import scaffold
 from dagger_nb.bill import Bill
-from dagger_nb.config import TeacherSettings
 from dagger_nb.errors import ConfigError, ContextError, EnvironmentProblem, PolicyError
 from dagger_nb.policies import styles
 from dagger_nb.policies.protocol import Answer, Sampling, Usage
 from dagger_nb.records import Task, Turn, digest
+from dagger_nb.settings import TeacherSettings
 
 try:
     import openai

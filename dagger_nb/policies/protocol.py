@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from dagger_nb.config import EpisodeSettings
 from dagger_nb.records import Action, Task, Turn
+from dagger_nb.settings import EpisodeSettings
 
 Teacher = Callable[[Task, Sequence[Turn]], Action]  # one that answers at once, as the scripted oracle does
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from dagger_nb import paths
-from dagger_nb.config import SandboxSettings
 from dagger_nb.sandboxes.canonical import canonical
 from dagger_nb.sandboxes.limits import Limits
 from dagger_nb.sandboxes.local import LocalFactory, LocalSandbox, local_factory
 from dagger_nb.sandboxes.protocol import CommandResult, Sandbox, SandboxFactory
+from dagger_nb.settings import SandboxSettings
 
 __all__ = [
     "CommandResult",

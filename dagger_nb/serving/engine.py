@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dagger_nb.config import ServingSettings
 from dagger_nb.errors import ConfigError, EnvironmentProblem
+from dagger_nb.settings import ServingSettings
 
 BASE = "base"  # what the base is asked for by; adapters are asked for by the name of their version
 _PROBE = """

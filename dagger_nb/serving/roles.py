@@ -7,12 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from dagger_nb import paths
-from dagger_nb.config import Settings, TeacherSettings
 from dagger_nb.errors import ConfigError
 from dagger_nb.revisions import recorded
 from dagger_nb.serving.engine import ServedModel, find_engine, longest
 from dagger_nb.serving.server import Server
 from dagger_nb.serving.weights import local_checkpoint, served_folder
+from dagger_nb.settings import Settings, TeacherSettings
 
 Progress = Callable[[str], None]
 

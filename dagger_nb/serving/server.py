@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from dagger_nb.config import ServingSettings
 from dagger_nb.errors import EnvironmentProblem
 from dagger_nb.policies.served import ServedStudent
 from dagger_nb.rendering import Renderer
 from dagger_nb.serving.adapters import refuse_misfit
 from dagger_nb.serving.engine import Engine, ServedModel, command, environment
 from dagger_nb.serving.process import GuardedProcess
+from dagger_nb.settings import ServingSettings
 
 if TYPE_CHECKING:
     from dagger_nb.students import Version  # brings torch

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dagger_nb.config import GENERATED
 from dagger_nb.records import Task, from_json
+from dagger_nb.settings import GENERATED
 from dagger_nb.tasks import hub
 from dagger_nb.tasks.assembly import generate, tasks
 from dagger_nb.tasks.splits import SPLITS, SplitSpec

@@ -27,9 +27,9 @@ from pathlib import Path
 from typing import Any
 
 from dagger_nb import paths
-from dagger_nb.config import HUB, TASK_FILES
 from dagger_nb.errors import ConfigError, DataError, EnvironmentProblem
 from dagger_nb.records import Task, from_json
+from dagger_nb.settings import HUB, TASK_FILES
 from dagger_nb.store import file_sha256, write_text
 from dagger_nb.tasks.older import to_task
 

@@ -24,9 +24,9 @@ from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from dagger_nb.config import TrainingSettings
 from dagger_nb.errors import ConfigError, DataError
 from dagger_nb.records import digest
+from dagger_nb.settings import TrainingSettings
 from dagger_nb.training.attention import choose
 from dagger_nb.training.batches import StepData, only_item, plan_steps
 from dagger_nb.training.loss import summed_loss

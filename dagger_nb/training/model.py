@@ -20,8 +20,8 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedMod
 from transformers.integrations.bitsandbytes import dequantize_bnb_weight
 from transformers.utils import logging
 
-from dagger_nb.config import LoraSettings
 from dagger_nb.errors import DataError
+from dagger_nb.settings import LoraSettings
 from dagger_nb.store import file_sha256
 
 WEIGHTS = "adapter_model.safetensors"

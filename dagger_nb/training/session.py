@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
-from dagger_nb.config import Settings
 from dagger_nb.records import Label, StopReason, Task, Trajectory
 from dagger_nb.rendering import Renderer
 from dagger_nb.revisions import commit_of
+from dagger_nb.settings import Settings
 from dagger_nb.store import CohortRecord, write_json
 from dagger_nb.training.fit import FitResult, fit
 from dagger_nb.training.model import add_adapter, free_accelerator, load_adapter, load_student, save_adapter

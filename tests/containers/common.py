@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dagger_nb.config import SandboxSettings
 from dagger_nb.records import Task
+from dagger_nb.settings import SandboxSettings
 from dagger_nb.tasks.git import commit_hash
 
 SETTINGS = SandboxSettings(back_end="docker", cpus=1.0, memory_gb=0.5, processes=64)

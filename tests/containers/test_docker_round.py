@@ -18,7 +18,6 @@ from players import Crew, Local, collected, loading, silent
 
 from dagger_nb import config, paths
 from dagger_nb.collector import Capacity, Collector
-from dagger_nb.config import Settings
 from dagger_nb.episode import Conditions, Limits, Plan, Rollout
 from dagger_nb.experiment import Experiment, all_labels, all_trajectories
 from dagger_nb.labelling import label_trajectory, tally
@@ -28,6 +27,7 @@ from dagger_nb.policies.protocol import Answer, Sampling
 from dagger_nb.records import StopReason, Task, Turn
 from dagger_nb.rollout import run_cohort
 from dagger_nb.sandboxes import Sandbox, SandboxFactory
+from dagger_nb.settings import Settings
 from dagger_nb.store import CohortRecord
 from dagger_nb.students import LocalStudent, Version, load_for_acting, quiet, renderer_of
 from dagger_nb.tasks import tasks

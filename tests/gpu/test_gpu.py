@@ -15,8 +15,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import Qwen3Config, Qwen3ForCausalLM
 from transformers.integrations.bitsandbytes import dequantize_bnb_weight
 
-from dagger_nb.config import LoraSettings, TrainingSettings
 from dagger_nb.errors import ConfigError
+from dagger_nb.settings import LoraSettings, TrainingSettings
 from dagger_nb.training.attention import ATTENTIONS, block_attention
 from dagger_nb.training.fit import fit
 from dagger_nb.training.loss import summed_loss

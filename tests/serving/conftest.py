@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from dagger_nb import paths
-from dagger_nb.config import LoraSettings, ServingSettings
 from dagger_nb.serving import Engine, ServedModel, Server, find_engine, served_folder
+from dagger_nb.settings import LoraSettings, ServingSettings
 from dagger_nb.students import Version, renderer_of
 from dagger_nb.training.model import add_adapter, load_student, save_adapter
 

@@ -197,7 +197,7 @@ def test_an_adapter_that_vllm_refuses_is_an_error_in_its_words(server, versions,
 STARTER = """
 import sys, time
 from pathlib import Path
-from dagger_nb.config import ServingSettings
+from dagger_nb.settings import ServingSettings
 from dagger_nb.serving import ServedModel, Server, find_engine
 model = ServedModel(Path(sys.argv[2]), 1024)
 with Server(model, find_engine(sys.argv[1]), ServingSettings(start_timeout_s=1800.0), log=Path("vllm.log")) as server:

@@ -21,10 +21,10 @@ import docker
 from docker.errors import APIError
 from docker.types import CancellableStream, LogConfig, Ulimit
 
-from dagger_nb.config import SandboxSettings
 from dagger_nb.errors import SandboxError
 from dagger_nb.sandboxes.containers import lease
 from dagger_nb.sandboxes.containers.errors import FAILURES, explained, reason
+from dagger_nb.settings import SandboxSettings
 
 GB = 1_000_000_000
 LIFETIME_S = 86_400  # a container ends by itself after a day, whatever became of its owner

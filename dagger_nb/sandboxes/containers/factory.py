@@ -20,7 +20,6 @@ import uuid
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from dagger_nb.config import SandboxSettings
 from dagger_nb.errors import SandboxError
 from dagger_nb.records import Task
 from dagger_nb.sandboxes.containers import archives, host_image, lease, protections, workspace
@@ -32,6 +31,7 @@ from dagger_nb.sandboxes.containers.workspace import Start
 from dagger_nb.sandboxes.limits import READ_FACTOR, Limits
 from dagger_nb.sandboxes.observation import shorten
 from dagger_nb.sandboxes.protocol import CommandResult
+from dagger_nb.settings import SandboxSettings
 
 WALL_S = 120.0  # of a command that names no limit of its own
 OUTPUT_BYTES = Limits().output_bytes  # as in the local sandbox

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dagger_nb.config import SandboxSettings
 from dagger_nb.sandboxes.limits import READ_FACTOR
+from dagger_nb.settings import SandboxSettings
 
 
 def of(daemon: Mapping[str, Any], settings: SandboxSettings, output_bytes: int) -> dict[str, str]:
