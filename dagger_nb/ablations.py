@@ -7,15 +7,14 @@ study's own tables, whose seeds and tasks it shares, and its differences count a
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from dagger_nb import config, paths, results
+from dagger_nb import config, paths
 from dagger_nb.errors import ConfigError
 from dagger_nb.provenance import identity
-from dagger_nb.recipes import RECIPES
 
 
 def name_of(overrides: Mapping[str, object]) -> str:
@@ -32,26 +31,21 @@ def folder() -> Path:
     return paths.data() / "results" / "ablations"
 
 
-def changed(profile: str, overrides: Mapping[str, object]) -> tuple[str, ...]:
-    """The recipes whose runs differ from the profile's own. Raises ConfigError where none does."""
+def changed(profile: str, overrides: Mapping[str, object], recipes: Sequence[str]) -> tuple[str, ...]:
+    """Those of `recipes` whose runs differ from the profile's own. Raises ConfigError where none does."""
     plain, other = config.load(profile), config.load(profile, overrides)
-    found = tuple(name for name in RECIPES if identity(name, plain) != identity(name, other))
+    found = tuple(name for name in recipes if identity(name, plain) != identity(name, other))
     if not found:
-        raise ConfigError(f"{name_of(overrides)} changes no run of profile {profile}; there is nothing to publish")
+        asked = f"{', '.join(recipes)} in profile {profile}"
+        raise ConfigError(f"{name_of(overrides)} changes no run of {asked}; there is nothing to publish")
     return found
-
-
-def published() -> dict[str, dict[str, pd.DataFrame]]:
-    """The tables of every committed ablation by its name, recipes as in the study."""
-    places = sorted(path for path in folder().glob("*") if path.is_dir())
-    return {place.name: results.load(place) for place in places}
 
 
 def beside(study: pd.DataFrame, table: str) -> pd.DataFrame:
     """A table of the study with the rows of all ablations below, whose recipes are called `dagger (name=value)`."""
-    others = [
-        tables[table].assign(recipe=tables[table].recipe + f" ({name})")
-        for name, tables in published().items()
-        if table in tables
-    ]
-    return pd.concat([study, *others], ignore_index=True)
+    return pd.concat([study, *map(_named, sorted(folder().glob(f"*/{table}.csv")))], ignore_index=True)
+
+
+def _named(path: Path) -> pd.DataFrame:
+    rows = pd.read_csv(path)
+    return rows.assign(recipe=rows.recipe + f" ({path.parent.name})")

@@ -43,7 +43,7 @@ def publish(
     """Merge the tables of some seeds of a profile into the published folder; returns it.
 
     With `overrides` the folder is the ablation's, and only recipes that they change are published. What is published of
-    other recipes than `recipes` stays.
+    the recipes that are left out of `recipes` stays.
 
     Raises:
         DataError: a seed has no results on this machine, or what stays is of another profile or base model.
@@ -52,7 +52,7 @@ def publish(
     folder, settings = results.published(), config.load(profile, overrides)
     if overrides:
         folder = ablations.folder() / ablations.name_of(overrides)
-        recipes = [name for name in ablations.changed(profile, overrides) if name in recipes]
+        recipes = ablations.changed(profile, overrides, recipes)
     found = [_found(profile, seed, overrides) for seed in seeds]
     source = _source(folder, settings, found, recipes) | {"overrides": dict(overrides or {})}
     for name in results.NAMES:
@@ -72,7 +72,7 @@ def _source(
     path, origin = folder / "source.json", provenance(settings)
     base = identity("base", settings)["base"]
     known = read_json(path) if path.exists() else {"recipes": {}}
-    kept = {name: entry for name, entry in known["recipes"].items() if name not in recipes}
+    kept = {name: entry for name, entry in known["recipes"].items() if name in _left_out(recipes)}
     if kept and (known["profile"], known["base"]) != (settings.profile, base):
         raise DataError(f"{path} is of profile {known['profile']} or of another base model; publish all recipes again")
     outcomes = pd.concat([tables["outcomes"] for tables in found])
@@ -81,10 +81,14 @@ def _source(
     return {"profile": settings.profile, "base": base, "recipes": kept | new, "provenance": origin}
 
 
+def _left_out(recipes: Sequence[str]) -> set[str]:
+    return set(RECIPES) - set(recipes)
+
+
 def _merged(path: Path, parts: Sequence[pd.DataFrame], recipes: Sequence[str]) -> pd.DataFrame:
     """A published table, in which the rows of `recipes` are those of `parts`."""
     old = pd.read_csv(path) if path.exists() else pd.DataFrame({"recipe": []})
-    rows = [old[~old.recipe.isin(recipes)], *(part[part.recipe.isin(recipes)] for part in parts)]
+    rows = [old[old.recipe.isin(_left_out(recipes))], *(part[part.recipe.isin(recipes)] for part in parts)]
     filled = [part for part in rows if len(part)]
     return pd.concat(filled) if filled else pd.DataFrame()
 

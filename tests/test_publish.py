@@ -64,7 +64,7 @@ def test_a_table_that_no_seed_has_is_not_published_and_what_was_published_of_it_
     for seed in (0, 1):
         (paths.result_folder("smoke", seed) / "bill.csv").unlink()
     results.published().mkdir()
-    (results.published() / "bill.csv").write_text("recipe\nsft\n")
+    (results.published() / "bill.csv").write_text("recipe\nstale\n")
     assert set(results.load(publish.publish("smoke", [0, 1]))) == set(results.NAMES) - {"bill"}
 
 
@@ -104,6 +104,8 @@ def test_an_ablation_stands_beside_the_study_with_the_recipes_that_it_changes(fo
 def test_an_ablation_that_changes_no_run_or_was_not_run_is_refused(found):
     with pytest.raises(ConfigError, match=r"evaluation\.slip_rate=0\.5 changes no run"):
         publish.publish("smoke", [0], {"evaluation.slip_rate": 0.5})
+    with pytest.raises(ConfigError, match="changes no run of sft in profile smoke"):
+        publish.publish("smoke", [0], LINEAR, recipes=["sft"])
     with pytest.raises(DataError, match="--seed 1 -p dagger.schedule=linear"):
         publish.publish("smoke", [0, 1], LINEAR)
     assert not ablations.folder().exists()
