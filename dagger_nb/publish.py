@@ -18,7 +18,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from dagger_nb import ablations, config, paths, results
@@ -111,7 +110,7 @@ def readme_block(found: Mapping[str, pd.DataFrame], profile: str) -> str:
         f"| {name} | " + " | ".join(_cell(rates, name, exam) for exam in EXAMS) + " |"
         for name in sorted(rates.recipe.unique(), key=_place)
     ]
-    differences = results.against(comparison(outcomes, rng=np.random.default_rng(0)), "sft")
+    differences = results.against(comparison(outcomes), "sft")
     sentences = [f"- {results.verdict(row)}" for row in differences.to_dict("records") if row["recipe"] != "base"]
     return "\n".join(
         [

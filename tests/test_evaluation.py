@@ -10,7 +10,6 @@ import logging
 import threading
 from types import SimpleNamespace
 
-import numpy as np
 import pandas as pd
 import pytest
 from swebench.harness.reporting import make_run_report
@@ -515,12 +514,25 @@ def test_a_comparison_pairs_tasks_and_gives_each_task_one_vote():
 
     one = pd.concat([run("sft", 0, 10), run("dagger", 0, 18)])
     five = pd.concat([run(recipe, seed, n) for seed in range(5) for recipe, n in (("sft", 10), ("dagger", 18))])
-    single, many = (comparison(table, rng=np.random.default_rng(0), samples=2000).iloc[0] for table in (one, five))
+    single, many = (comparison(table, samples=2000).iloc[0] for table in (one, five))
     assert (single.recipe, single.baseline, single.tasks, single.seeds) == ("sft", "dagger", 30, 1)
     assert single.difference == pytest.approx(-8 / 30) and single.low <= single.difference <= single.high < 0
     assert single.p_by_seed == [single.p_pooled] == [pytest.approx(2 * 0.5**8)]
     assert many.p_pooled == single.p_pooled  # five equal seeds are no new tasks
     assert (many.low, many.high) == pytest.approx((single.low, single.high), abs=0.03)
+
+
+def test_a_rows_interval_does_not_hang_on_the_other_rows():
+    def run(recipe, solved):
+        rows = [(recipe, 0, f"t{n}", "test", f"r{n}", n < solved) for n in range(40)]
+        return pd.DataFrame(rows, columns=OUTCOME_COLUMNS)
+
+    two, seeds = pd.concat([run("dagger", 30), run("sft", 20)]), (0, 1)
+    alone, again = (comparison(two, seed=seed, samples=300).iloc[0] for seed in seeds)
+    more = comparison(pd.concat([two, run("base", 5), run("switch", 25)]), samples=300)
+    beside = more[(more.recipe == "sft") & (more.baseline == "dagger")].iloc[0]
+    assert alone.to_dict() == beside.to_dict()
+    assert (alone.low, alone.high) != (again.low, again.high) and len(more) == 6
 
 
 def test_what_slips_cost_is_told_apart_from_what_a_recipe_is_worth_without_them():
@@ -534,7 +546,7 @@ def test_what_slips_cost_is_told_apart_from_what_a_recipe_is_worth_without_them(
     table = pd.concat(
         [run(r, s, k) for r, both in rates.items() for s, k in zip(("test", "test-slips"), both, strict=True)]
     )
-    found = slip_costs(table, "sft", rng=np.random.default_rng(0), samples=2000).set_index("recipe")
+    found = slip_costs(table, "sft", samples=2000).set_index("recipe")
     assert found.cost.to_dict() == pytest.approx({"sft": 0.25, "dagger": 0.25, "steady": 0.0})
     assert found.clean["dagger"] == 35 / 40 and found.slipped["dagger"] == 25 / 40 and found.tasks["dagger"] == 40
     assert found.saved.to_dict() == pytest.approx({"sft": 0.0, "dagger": 0.0, "steady": 0.25})

@@ -23,7 +23,7 @@ def outcomes(solved: dict[str, list[int]], seed: int = 0) -> pd.DataFrame:
 @pytest.fixture
 def differences() -> pd.DataFrame:
     solved = {"base": [0] * 20, "dagger": [1] * 15 + [0] * 5, "sft": [1] * 7 + [0] * 13}
-    return comparison(outcomes(solved), rng=np.random.default_rng(0), samples=500)
+    return comparison(outcomes(solved), samples=500)
 
 
 def test_against_turns_every_row_to_the_baseline(differences):
@@ -57,7 +57,7 @@ def test_one_row_is_primary_and_the_others_are_corrected_for_their_number(differ
 
 
 def test_what_cannot_be_detected_can_be_written_as_json():
-    few = comparison(outcomes({"dagger": [1, 0], "sft": [0, 0]}), rng=np.random.default_rng(0), samples=50)
+    few = comparison(outcomes({"dagger": [1, 0], "sft": [0, 0]}), samples=50)
     assert np.isinf(few.detectable).all() and results.against(few, "sft").detectable.isna().all()
 
 

@@ -23,12 +23,12 @@ from dagger_nb.statistics import (
 )
 
 
-def comparison(outcomes: pd.DataFrame, *, rng: np.random.Generator, samples: int = 10_000) -> pd.DataFrame:
+def comparison(outcomes: pd.DataFrame, *, seed: int = 0, samples: int = 10_000) -> pd.DataFrame:
     """Every pair of recipes on every split, sorted; `difference` is the rate of `recipe` minus that of `baseline`.
 
     Args:
         outcomes: rows of `tables.outcomes`, several recipes and seeds together.
-        rng: draws the bootstrap's resamples; each row spawns a stream of its own.
+        seed: of the bootstrap; each row draws a stream of its own, which no other row can shift.
         samples: number of resamples.
 
     Returns:
@@ -42,20 +42,18 @@ def comparison(outcomes: pd.DataFrame, *, rng: np.random.Generator, samples: int
         one seed it is McNemar's test itself, with several an exact sign test on majorities. It says how sure
         the difference is for these seeds.
     """
-    rows = list(_pairings(checked(outcomes)))
-    streams = rng.spawn(len(rows))
-    return pd.DataFrame([_row(*row, stream, samples) for row, stream in zip(rows, streams, strict=True)])
+    return pd.DataFrame([_row(*row, _stream(seed, *row[:3]), samples) for row in _pairings(checked(outcomes))])
 
 
-def slip_costs(
-    outcomes: pd.DataFrame, baseline: str, *, rng: np.random.Generator, samples: int = 10_000
-) -> pd.DataFrame:
+def slip_costs(outcomes: pd.DataFrame, baseline: str, *, seed: int = 0, samples: int = 10_000) -> pd.DataFrame:
     """What slips cost each recipe on the same tasks, and whether they cost the baseline more.
 
     That recipe A beats B with slips shows nothing about slips where it beats B without them as well.
 
     Args:
         outcomes: rows of `tables.outcomes` of the splits "test" and "test-slips".
+        baseline: the recipe whose cost the others' is subtracted from.
+        seed: of the bootstrap, as in `comparison`.
 
     Returns:
         One row a recipe: tasks, clean (rate), slipped (rate), cost (clean - slipped) with low and high (95 %, as in
@@ -66,13 +64,19 @@ def slip_costs(
     both = {recipe: clean[recipe].align(slipped[recipe], join="inner") for recipe in sorted(clean.keys() & slipped)}
     costs = {recipe: x - y for recipe, (x, y) in both.items()}
     rows = []
-    for stream, (recipe, (x, y)) in zip(rng.spawn(len(both)), both.items(), strict=True):
+    for recipe, (x, y) in both.items():
+        stream = _stream(seed, "slip costs", recipe, baseline)
         cost = _mean(costs[recipe], stream, samples)
         saved = _mean((costs[baseline] - costs[recipe]).dropna(how="all"), stream, samples)
         rates = {"recipe": recipe, "tasks": len(x), "clean": x.mean(axis=None), "slipped": y.mean(axis=None)}
         ends = {"cost": cost.value, "low": cost.low, "high": cost.high}
         rows.append(rates | ends | {"saved": saved.value, "saved_low": saved.low, "saved_high": saved.high})
     return pd.DataFrame(rows)
+
+
+def _stream(seed: int, *names: str) -> np.random.Generator:
+    """The resamples of the row of these names: the same ones whichever other rows the table has."""
+    return np.random.default_rng([seed, *"/".join(names).encode()])
 
 
 def _mean(values: pd.DataFrame, rng: np.random.Generator, samples: int) -> Estimate:
