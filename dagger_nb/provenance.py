@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import platform
+import re
 import shutil
 import subprocess
 from dataclasses import asdict
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from dagger_nb import paths
@@ -59,11 +61,19 @@ def provenance(settings: Settings) -> dict[str, Any]:
         "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "python": platform.python_version(),
         "machine": platform.machine(),
+        "processor": processor(),
         "versions": {name: metadata.version(name).partition("+")[0] for name in PACKAGES},
         "sandbox": guarantees,
         "tasks": hub.origin(settings.tasks.source),
         "settings": settings.to_dict(),
     } | _commits(settings)
+
+
+def processor() -> str:
+    """The name of the CPU type, on which the last bits of every sum depend; empty where the system does not tell."""
+    cpuinfo = Path("/proc/cpuinfo")
+    named = re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.exists() else None
+    return named[1].strip() if named else platform.processor()
 
 
 def _commits(settings: Settings) -> dict[str, Any]:

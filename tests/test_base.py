@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
-from dagger_nb import scaffold
-from dagger_nb.base import corpus, pretrain, reenact
+from dagger_nb import paths, scaffold
+from dagger_nb.base import compare, corpus, pretrain, reenact
 from dagger_nb.base.tokenizer import PHRASES
 from dagger_nb.errors import DataError
+from dagger_nb.evaluation.tables import OUTCOME_COLUMNS
 from dagger_nb.policies import teacher
 from dagger_nb.tasks import generate
 
@@ -214,3 +218,57 @@ def test_the_rate_rises_stays_and_falls_to_zero():
     peak = rates.index(1.0)
     assert peak == pretrain.Recipe().warmup - 1 and rates[: peak + 1] == sorted(rates[: peak + 1])
     assert rates[peak:] == sorted(rates[peak:], reverse=True) and 0 < rates[-1] < 0.01
+
+
+# --- a rebuilt base beside the committed one -----------------------------------------------------------------
+
+COMMITTED = paths.data() / "base"
+
+
+@pytest.fixture
+def rebuilt(tmp_path) -> Path:
+    """A copy of the committed base, to be changed."""
+    return Path(shutil.copytree(COMMITTED, tmp_path / "rebuilt"))
+
+
+def test_the_committed_base_is_itself(rebuilt, capsys):
+    assert compare.main([str(rebuilt)]) == 0
+    assert "every file" in capsys.readouterr().out
+
+
+def test_another_tokenizer_or_a_missing_file_is_another_base_on_any_processor(rebuilt, monkeypatch, capsys):
+    monkeypatch.setattr(compare, "on_dev", None)  # no rate can make up for them
+    (rebuilt / "tokenizer.json").write_text((rebuilt / "tokenizer.json").read_text() + " ")
+    (rebuilt / "generation_config.json").unlink()
+    assert compare.differing(rebuilt, COMMITTED) == ["generation_config.json", "tokenizer.json"]
+    assert compare.main([str(rebuilt)]) == 1
+    assert "generation_config.json, tokenizer.json" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("solved", "code"), [(25, 0), (8, 1)])
+def test_other_weights_have_to_solve_as_many_dev_tasks(rebuilt, monkeypatch, capsys, solved, code):
+    (rebuilt / compare.WEIGHTS).write_bytes((rebuilt / compare.WEIGHTS).read_bytes() + b"\0")
+
+    def outcomes(name, place, profile):
+        count = solved if place == rebuilt else 24
+        rows = [(name, 0, f"t{n}", "dev", f"r{n}", n < count) for n in range(40)]
+        return pd.DataFrame(rows, columns=OUTCOME_COLUMNS)
+
+    monkeypatch.setattr(compare, "on_dev", outcomes)
+    assert compare.main([str(rebuilt)]) == code
+    assert "committed: 24/40" in (said := capsys.readouterr().out) and f"rebuilt: {solved}/40" in said
+
+
+@pytest.mark.slow
+def test_changed_weights_are_examined_as_the_committed_ones_are(rebuilt, own_home):
+    known = compare.on_dev("committed", COMMITTED, "smoke")
+    zeros = {name: torch.zeros_like(tensor) for name, tensor in load_file(rebuilt / compare.WEIGHTS).items()}
+    save_file(zeros, rebuilt / compare.WEIGHTS, metadata={"format": "pt"})
+    other = compare.on_dev("rebuilt", rebuilt, "smoke")
+    assert list(known.instance_id) == list(other.instance_id) and set(known.split) == {"dev"}
+    assert known.resolved.any() and set(other.recipe) == {"rebuilt"} and not other.resolved.any()
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path, capsys):
+    assert compare.main([str(tmp_path)]) == 2
+    assert "pretrain --out" in capsys.readouterr().err

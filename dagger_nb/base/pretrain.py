@@ -7,6 +7,8 @@ forward pass (straight-through gradients), because QLoRA will load them in NF4. 
 It stops where SFT is competent, not perfect: on dev SFT then errs in 1.2 % of the teacher's own states. After 3,200
 steps on twice as many tasks it errs in 0.4 %; DAgger's rounds then visit hardly a state that demonstrations do not show
 (11 of 2,700 labels were lessons), so that no way of collecting data could make a difference.
+
+`python -m dagger_nb.base.compare FOLDER` says whether a model built elsewhere is the committed one.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from dagger_nb import paths
 from dagger_nb.base import corpus
 from dagger_nb.base.tokenizer import train_tokenizer
 from dagger_nb.errors import DataError
+from dagger_nb.provenance import processor
 from dagger_nb.rendering import Renderer
 from dagger_nb.store import file_sha256, read_json, write_json
 
@@ -268,6 +271,7 @@ def main() -> None:
         "recipe": asdict(recipe),
         "seconds_of_this_run": round(time.monotonic() - began),
         "torch": torch.__version__.partition("+")[0],
+        "processor": processor(),
         "files": files,
     }
     write_json(arguments.out / "manifest.json", manifest)
