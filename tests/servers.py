@@ -4,6 +4,9 @@ What it answers to a chat that ends in `state N` (the last such words in it) is 
 that the request announces; its usage depends on N alone. What goes wrong is chosen by the test: the next faults in
 order (`next`), or a share of all requests by the hash of state and try (`mixed`), which no timing can change. It is
 written on bare sockets, because most faults are ones that a web framework would not commit.
+
+Told of generated tasks it is their oracle, in native format: the state is then the whole chat. It answers what is not
+about them, such as a question whether it can call tools, without a fault.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import subprocess
 import sys
 import urllib.request
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -59,9 +62,9 @@ class Server:
 
 
 @contextmanager
-def running() -> Iterator[Server]:
-    """A fresh server, stopped at the end."""
-    process = subprocess.Popen([sys.executable, __file__], stdout=subprocess.PIPE, text=True)
+def running(known: Mapping[str, int] = {}) -> Iterator[Server]:
+    """A fresh server, stopped at the end; an oracle of the first so many tasks of the splits that are `known`."""
+    process = subprocess.Popen([sys.executable, __file__, json.dumps(known)], stdout=subprocess.PIPE, text=True)
     try:
         yield Server(int(process.stdout.readline()))
     finally:
@@ -73,8 +76,65 @@ def running() -> Iterator[Server]:
 # --- the server's side ------------------------------------------------------------------------------------
 
 
+class _Echo:
+    """Says back the number of the state."""
+
+    reads = 4096  # tokens, or so it says
+
+    def number(self, chat: list[dict[str, Any]]) -> int:
+        shown = " ".join(message["content"] for message in chat if message["role"] != "assistant")
+        return int((re.findall(r"state (\d+)", shown) or [0])[-1])
+
+    def knows(self, chat: list[dict[str, Any]]) -> bool:
+        """Whether the chat is one that it may stumble in."""
+        return True
+
+    def call(self, chat: list[dict[str, Any]]) -> tuple[str, dict[str, Any]]:
+        """A thought, and the name and arguments of the call after it."""
+        return "Well.", {"name": "execute_bash", "arguments": {"command": f"echo {self.number(chat)}"}}
+
+
+def whole(chat: list[dict[str, Any]]) -> int:
+    """The state that a whole chat is."""
+    return int(hashlib.sha256(json.dumps(chat).encode()).hexdigest()[:15], 16)
+
+
+class _Oracle(_Echo):
+    """The teacher of some generated tasks, which it knows by their problem statements; an echo elsewhere."""
+
+    reads = 8192
+
+    def __init__(self, known: Mapping[str, int]) -> None:
+        from dagger_nb.tasks import tasks
+
+        found = [task for split, count in known.items() for task in tasks(split, count)]
+        self.tasks = {task.problem_statement: task for task in found}
+        assert len(self.tasks) == len(found), "two tasks have the same problem statement"
+
+    def number(self, chat: list[dict[str, Any]]) -> int:
+        return whole(chat)
+
+    def knows(self, chat: list[dict[str, Any]]) -> bool:
+        return chat[1]["content"] in self.tasks
+
+    def call(self, chat: list[dict[str, Any]]) -> tuple[str, dict[str, Any]]:
+        from dagger_nb.policies import styles, teacher
+        from dagger_nb.records import Turn
+
+        if not self.knows(chat):
+            return super().call(chat)
+        task, pairs = self.tasks[chat[1]["content"]], zip(chat[2::2], chat[3::2], strict=True)
+        turns = [
+            Turn(index, "", styles.read(said, styles.NATIVE), seen["content"], (), 0)
+            for index, (said, seen) in enumerate(pairs)
+        ]
+        action = teacher.label(task, turns)
+        return action.thought, {"name": action.tool, "arguments": dict(action.arguments)}
+
+
 class _State:
-    def __init__(self) -> None:
+    def __init__(self, model: _Echo) -> None:
+        self.model = model
         self.queue: deque[str] = deque()
         self.shares: dict[str, int] = {}
         self.tries: Counter[int] = Counter()  # by state
@@ -128,7 +188,7 @@ async def _respond(state: _State, writer: asyncio.StreamWriter, head: str, body:
         state.shares = json.loads(body)
         _send(writer, 200, {})
     elif path == "/models":
-        row = {"id": MODEL, "object": "model", "root": "/checkpoints/teacher", "max_model_len": 4096}
+        row = {"id": MODEL, "object": "model", "root": "/checkpoints/teacher", "max_model_len": state.model.reads}
         _send(writer, *_refused(head) or (200, {"object": "list", "data": [row]}))
     else:
         await _chat(state, writer, head, json.loads(body))
@@ -148,9 +208,9 @@ async def _chat(state: _State, writer: asyncio.StreamWriter, head: str, request:
         return _send(writer, *refused)
     if request["model"] != MODEL:
         return _send(writer, 404, {"error": {"message": f"The model `{request['model']}` does not exist."}})
-    shown = " ".join(message["content"] for message in request["messages"] if message["role"] != "assistant")
-    number = int((re.findall(r"state (\d+)", shown) or [0])[-1])
-    fault = state.fault(number)
+    chat = request["messages"]
+    number = state.model.number(chat)
+    fault = state.fault(number) if state.model.knows(chat) else "ok"
     state.faults[fault] += 1
     await _FATES.get(fault.partition(":")[0], _fate_answer)(state, writer, request, number, fault)
 
@@ -168,7 +228,7 @@ async def _fate_break(state: _State, writer: asyncio.StreamWriter, request: Any,
     if fault == "hold":
         await asyncio.sleep(3600)
     elif fault == "short":
-        text = json.dumps(_reply(_message(request, number), number))
+        text = json.dumps(_reply(_message(state, request), number))
         writer.write(f"HTTP/1.1 200 OK\r\nContent-Length: {len(text)}\r\n\r\n{text[: len(text) // 2]}".encode())
         await writer.drain()
         writer.close()
@@ -182,12 +242,12 @@ async def _fate_break(state: _State, writer: asyncio.StreamWriter, request: Any,
 async def _fate_cut(state: _State, writer: asyncio.StreamWriter, request: Any, number: int, fault: str) -> None:
     """A whole HTTP reply with half of the JSON in it."""
     _charge(state.torn, number)
-    text = json.dumps(_reply(_message(request, number), number))
+    text = json.dumps(_reply(_message(state, request), number))
     writer.write(_packed(200, text[: len(text) // 2], ""))
 
 
 async def _fate_answer(state: _State, writer: asyncio.StreamWriter, request: Any, number: int, fault: str) -> None:
-    message = _message(request, number)
+    message = _message(state, request)
     if fault == "unknown":
         message = json.loads(json.dumps(message).replace("execute_bash", "launch_rocket"))
     elif fault in ("empty", "silent"):
@@ -221,22 +281,22 @@ def _reply(message: dict[str, Any], number: int) -> dict[str, Any]:
     return {"id": "x", "object": "chat.completion", "created": 0, "model": MODEL, "choices": [choice], "usage": counted}
 
 
-def _message(request: dict[str, Any], number: int) -> dict[str, Any]:
-    """A call of `echo number`, in the format that the request asks for."""
-    call = {"name": "execute_bash", "arguments": {"command": f"echo {number}"}}
+def _message(state: _State, request: dict[str, Any]) -> dict[str, Any]:
+    """The model's call, in the format that the request asks for."""
+    thought, call = state.model.call(request["messages"])
     if "tools" in request:
         function = {"name": call["name"], "arguments": json.dumps(call["arguments"])}
         calls = [{"id": "abc", "type": "function", "function": function}]
-        return {"role": "assistant", "content": "Well.", "tool_calls": calls}
+        return {"role": "assistant", "content": thought, "tool_calls": calls}
     system = request["messages"][0]["content"]
     if "<function=" in system:
-        value = f"<parameter=command>\necho {number}\n</parameter>"
+        value = f"<parameter=command>\n{call['arguments']['command']}\n</parameter>"
         text = f"<tool_call>\n<function=execute_bash>\n{value}\n</function>\n</tool_call>"
     elif "<tool_call>" in system:
         text = f"<tool_call>\n{json.dumps(call)}\n</tool_call>"
     else:
         text = f"```json\n{json.dumps(call)}\n```"
-    return {"role": "assistant", "content": f"Well.\n{text}"}
+    return {"role": "assistant", "content": f"{thought}\n{text}"}
 
 
 def _send(writer: asyncio.StreamWriter, status: int, value: Any, more: str = "") -> None:
@@ -249,8 +309,8 @@ def _packed(status: int, text: str, more: str) -> bytes:
     return head.encode() + body
 
 
-async def _serve() -> None:
-    state = _State()
+async def _serve(known: Mapping[str, int]) -> None:
+    state = _State(_Oracle(known) if known else _Echo())
     server = await asyncio.start_server(lambda r, w: _connection(state, r, w), "127.0.0.1", 0, backlog=1024)
     print(server.sockets[0].getsockname()[1], flush=True)
     parent = os.getppid()
@@ -259,4 +319,4 @@ async def _serve() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(_serve())
+    asyncio.run(_serve(json.loads(sys.argv[1])))

@@ -19,7 +19,7 @@ from dagger_nb.students import Version, renderer_of
 from dagger_nb.training.model import add_adapter, load_student, save_adapter
 
 VARIABLE = "DAGGER_NB_VLLM"
-CONTEXT, RANK = 6144, 8
+CONTEXT, RANK = 8192, 8
 HERE = Path(__file__).parent
 
 
