@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from dagger_nb.errors import DaggerError
@@ -17,6 +19,20 @@ class Check:
     what: str
     next_step: str = ""
     room: bool = False  # whether a failure means too little free space, and nothing else
+
+
+def existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that exists."""
+    return next(each for each in (folder, *folder.parents) if each.exists())
+
+
+def disk(name: str, folder: Path, needed_gb: float, variable: str) -> Check:
+    """Whether the disk of a folder, which an environment variable moves, has so much free space (GB)."""
+    free = shutil.disk_usage(existing(folder)).free / 1e9
+    what = f"{free:.0f} GB free at {existing(folder)}; the profile needs about {needed_gb:.0f}"
+    if free >= needed_gb:
+        return Check(name, "ok", what)
+    return Check(name, "fail", what, f"free some, or set {variable} to another disk", room=True)
 
 
 def failed(name: str, error: DaggerError) -> Check:

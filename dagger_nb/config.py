@@ -16,9 +16,10 @@ import typing
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from dagger_nb import paths
 from dagger_nb.errors import ConfigError
 from dagger_nb.profiles import PROFILES
-from dagger_nb.settings import GENERATED, HUB, TASK_FILES, OneOf, Range, Settings, VariableName
+from dagger_nb.settings import GENERATED, HUB, TASK_FILES, Address, OneOf, Range, Settings, VariableName
 
 
 def load(profile: str, overrides: Mapping[str, object] | None = None) -> Settings:
@@ -102,12 +103,12 @@ def _checked(name: str, value: object) -> object:
         raise ConfigError(f"{name} = {value!r} is refused: it must be finite")
     for limit in limits:
         if not limit.admits(value):
-            shown = "(not shown)" if isinstance(limit, VariableName) else repr(value)
+            shown = "(not shown)" if isinstance(limit, VariableName | Address) else repr(value)
             raise ConfigError(f"{name} = {shown} is refused: it must be {limit}{_near_choice(value, limit)}")
     return value
 
 
-def _near_choice(value: object, limit: Range | OneOf | VariableName) -> str:
+def _near_choice(value: object, limit: Range | OneOf | VariableName | Address) -> str:
     return nearest(value, limit.names) if isinstance(limit, OneOf) else ""
 
 
@@ -116,7 +117,7 @@ _WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "True o
 
 def _refuse_degenerate(settings: Settings) -> None:
     """Refuse combinations that would waste a run or make its result meaningless."""
-    for message, refused in {**_general(settings), **_of_source(settings)}.items():
+    for message, refused in {**_general(settings), **_of_source(settings), **_of_serving(settings)}.items():
         if refused:
             raise ConfigError(message)
 
@@ -124,17 +125,48 @@ def _refuse_degenerate(settings: Settings) -> None:
 def _general(settings: Settings) -> dict[str, bool]:
     """Message -> whether it is deserved."""
     episode, student, teacher = settings.episode, settings.student.path.strip(), settings.teacher.path.strip()
+    labels = settings.labels
     return {
         f"episode.max_new_tokens = {episode.max_new_tokens} leaves no room for a prompt in "
         f"episode.context = {episode.context}; lower the first": episode.max_new_tokens >= episode.context,
-        f"teacher.path = student.path = {student!r}: a student that labels itself learns nothing; "
-        "name another teacher": bool(student) and student.rstrip("/").lower() == teacher.rstrip("/").lower(),
+        f"teacher.path = {teacher!r} is the student.path {student!r}: a student that labels itself learns nothing; "
+        "name another teacher": bool(student) and _same_model(student, teacher, here=not settings.teacher.endpoint),
         "tasks.test = 0 leaves nothing to report; set it to at least 1": settings.tasks.test == 0,
         "student.path is empty; name a checkpoint's folder or hub id": not student,
         "teacher.path is empty; use 'scripted', or name a checkpoint": not teacher,
         "teacher.endpoint is set, but teacher.path = 'scripted' asks nobody; name the endpoint's model in "
         "teacher.path, or leave teacher.endpoint out": settings.teacher.scripted and bool(settings.teacher.endpoint),
+        "a limit on money (labels.money, labels.round_money) limits nothing where tokens cost nothing; set "
+        "labels.price_prompt and labels.price_completion, for a million tokens": bool(labels.money + labels.round_money)
+        and not (labels.price_prompt and labels.price_completion),
     }
+
+
+def _same_model(student: str, teacher: str, here: bool) -> bool:
+    """Whether two names are of one checkpoint: equal ones, one folder by two paths, or, where both are loaded `here`, a
+    hub id and a folder that has its name."""
+    folders = [paths.checkpoint(name) for name in (student, teacher)]
+    local = [folder.is_dir() for folder in folders]
+    if all(local):
+        return folders[0].samefile(folders[1])
+    names = [folder.name.lower() if here and any(local) else str(folder).lower() for folder in folders]
+    return names[0] == names[1]
+
+
+def _of_serving(settings: Settings) -> dict[str, bool]:
+    """Message -> whether it is deserved, about what vLLM serves on this machine."""
+    weights, quantise, teacher = settings.serving.weights, settings.student.quantise, settings.teacher
+    found = {
+        "serving.weights = 'bf16' beside student.quantise = True: adapters are trained on an NF4 base, and would be "
+        "served on another; use 'nf4' or 'dequantised', or train with student.quantise = False": weights == "bf16"
+        and quantise,
+        f"serving.weights = {weights!r} beside student.quantise = False: adapters are trained on the checkpoint as it "
+        "is; use 'bf16'": weights != "bf16" and not quantise,
+        "teacher.style = 'native' needs a server that parses this model's calls; for a teacher that is served here "
+        "name its own style (hermes, qwen3_coder or text)": teacher.style == "native"
+        and not (teacher.scripted or teacher.endpoint),
+    }
+    return found if settings.served else {}
 
 
 SMALLEST_CONTEXT = 16_384  # prompt, a long issue text and one cut observation of a real repository

@@ -15,7 +15,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from dagger_nb import config, paths, store
-from dagger_nb.checks import Check, failed
+from dagger_nb.checks import Check, disk, failed
 from dagger_nb.errors import ConfigError, DaggerError, DataError, EnvironmentProblem
 from dagger_nb.profiles import LAPTOP_GB
 from dagger_nb.sandboxes.local import local_factory
@@ -92,7 +92,7 @@ def own_teacher(settings: Settings) -> list[Check]:
 
 def planned_disk(settings: Settings) -> Check:
     try:
-        return disk(disk_gb(settings))
+        return disk("disk", paths.home(), disk_gb(settings), paths.HOME_VARIABLE)
     except DaggerError as error:  # a model whose shape is not known
         return failed("disk", error)
 
@@ -170,15 +170,6 @@ def threads(wanted: int) -> Check:
     if cores >= wanted:
         return Check("cores", "ok", f"{cores}, of which the profile uses {wanted}")
     return Check("cores", "warn", f"{cores}, the profile asks for {wanted}: slower than stated")
-
-
-def disk(needed_gb: float) -> Check:
-    folder = next(folder for folder in (paths.home(), *paths.home().parents) if folder.exists())
-    free = shutil.disk_usage(folder).free / 1e9
-    what = f"{free:.0f} GB free at {folder}; the profile needs about {needed_gb:.0f}"
-    if free >= needed_gb:
-        return Check("disk", "ok", what)
-    return Check("disk", "fail", what, f"free some, or set {paths.HOME_VARIABLE} to another disk", room=True)
 
 
 def write_permission() -> Check:

@@ -13,7 +13,6 @@ PREFIX_TEMPLATE = "data/models/qwen3.jinja"  # for hybrid Qwen3 models, whose ow
 
 _SERVED: Mapping[str, object] = {
     "tasks.source": "swe-gym",
-    "workers": 16,  # as many as episodes: more would only grade more at once, and all those containers must find room
     "episode.max_turns": 100,
     "episode.context": 65_536,
     "episode.max_new_tokens": 2_048,
@@ -30,7 +29,6 @@ _SERVED: Mapping[str, object] = {
     "sandbox.back_end": "docker",
     "sandbox.cpus": 4.0,
     "sandbox.memory_gb": 16.0,
-    "serving.concurrency": 16,
     "lora.rank": 32,
     "lora.alpha": 64,
     "training.learning_rate": 3e-5,
@@ -55,6 +53,8 @@ _PAPER_BUDGETS: Mapping[str, object] = {
     "tasks.diagnostic": 50,
     "training.passes": 3,
     "dagger.rounds": 5,
+    "workers": 8,
+    "serving.concurrency": 8,  # mean episodes that the caches of an H200 hold beside both models
 }
 PROFILES: Mapping[str, Mapping[str, object]] = {
     "smoke": {
@@ -98,6 +98,7 @@ PROFILES: Mapping[str, Mapping[str, object]] = {
         "training.passes": 1,
         "dagger.rounds": 2,
         "workers": 8,
+        "serving.concurrency": 16,
         "episode.max_turns": 30,
         "episode.context": 32_768,
         "student.path": "Qwen/Qwen3-0.6B",

@@ -18,13 +18,16 @@ from typing import Any
 
 from dagger_nb import crew, footprint, memory, paths, plan, revisions
 from dagger_nb.background import result_of
-from dagger_nb.checks import Check, failed
+from dagger_nb.bill import Cap, tariff
+from dagger_nb.checks import Check, disk, existing, failed
 from dagger_nb.errors import DaggerError, DataError
 from dagger_nb.evaluation.grading import refuse_unjudged, without_pytest
 from dagger_nb.gpus import local_gpus
+from dagger_nb.recipes import RECIPES
 from dagger_nb.settings import GENERATED, HUB, Settings
 from dagger_nb.shapes import shape_of
 from dagger_nb.tasks import hub
+from dagger_nb.usage import Usage
 
 GET_GPU = "run on a machine with one, or choose tiny or study, whose student and scripted teacher need none"
 
@@ -32,13 +35,47 @@ GET_GPU = "run on a machine with one, or choose tiny or study, whose student and
 def served(settings: Settings) -> list[Check]:
     """Every check of a served profile, in the order of the table."""
     checks = [*gpu(settings), vllm(settings), model("student", settings.student.path, settings.student.revision)]
-    return [*checks, context(settings), teacher(settings), tasks(settings)]
+    return [*checks, *downloads(settings), context(settings), teacher(settings), *budget(settings), tasks(settings)]
 
 
 def disk_gb(settings: Settings) -> float:
-    """Free space that the profile needs in the project's home: models and run folders."""
+    """Free space that the profile needs in the project's home: the unpacked base, run folders, and models that have yet
+    to be fetched, where the hub's cache is on the same disk."""
     found = footprint.disk_gb(settings, plan.plan(settings).phases)
-    return found["models"] + found["runs"]
+    return found["unpacked base"] + found["runs"] + (_missing_gb(settings) if _one_disk() else 0.0)
+
+
+def downloads(settings: Settings) -> list[Check]:
+    """Room for models in the hub's cache, where that is another disk than the project's home."""
+    if _one_disk():
+        return []
+    try:
+        return [disk("disk of the hub's models", _hub_cache(), _missing_gb(settings), "HF_HUB_CACHE")]
+    except DaggerError as error:  # a model whose shape is not known
+        return [failed("disk of the hub's models", error)]
+
+
+def _missing_gb(settings: Settings) -> float:
+    """GB of the models that are no folders and not in the hub's cache."""
+    models = [settings.student.path, *([settings.teacher.path] if memory.teacher_here(settings) else [])]
+    return sum(shape_of(path).published_bytes for path in models if not _weights_here(path)) / memory.GB
+
+
+def _weights_here(path: str) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+
+    names = ("model.safetensors", "model.safetensors.index.json")
+    return paths.checkpoint(path).is_dir() or any(isinstance(try_to_load_from_cache(path, n), str) for n in names)
+
+
+def _hub_cache() -> Path:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return Path(HF_HUB_CACHE)
+
+
+def _one_disk() -> bool:
+    return existing(_hub_cache()).stat().st_dev == existing(paths.home()).stat().st_dev
 
 
 # --- GPU and vLLM -------------------------------------------------------------------------------------------------
@@ -54,8 +91,10 @@ def gpu(settings: Settings) -> list[Check]:
         return [Check("GPU", "fail", f"none (no nvidia-smi); {needed}", GET_GPU)]
     first = found[0]
     what = f"{len(found)} x {first.name}, {first.bytes / memory.GB:.0f} GB, driver {first.driver}; {needed}"
-    problems = memory.misfits(settings, first.bytes)
-    return [Check("GPU", "fail" if problems else "ok", what, "; ".join(problems)), torch_build()]
+    if problems := memory.misfits(settings, first.bytes):
+        return [Check("GPU", "fail", what, "; ".join(problems)), torch_build()]
+    held, advice = footprint.caches(settings, first.bytes)
+    return [Check("GPU", "warn" if advice else "ok", f"{what}; {held}", advice), torch_build()]
 
 
 def torch_build() -> Check:
@@ -186,9 +225,38 @@ def teacher(settings: Settings) -> Check:
     return Check("teacher endpoint", "ok", f"{answer} ({key})")
 
 
+def budget(settings: Settings) -> list[Check]:
+    """Whether the limits of a run admit what the plan says that each recipe takes; nothing where there are none."""
+    cap = tariff(settings.labels).run
+    if settings.teacher.scripted or cap == Cap():
+        return []
+    try:
+        phases = plan.plan(settings).phases
+        taken = {name: footprint.teacher_tokens(settings, [p for p in phases if _of(p, name)]) for name in RECIPES}
+    except DaggerError as error:
+        return [failed("budget", error)]
+    prices = tariff(settings.labels).prices
+    over = {
+        name: limit
+        for name, (queries, tokens) in taken.items()
+        if (limit := cap.why_not(round(queries), tokens.prompt + tokens.completion, prices.picos(tokens)))
+    }
+    if not over:
+        return [Check("budget", "ok", "each run is planned to stay within its limit")]
+    step = (
+        "raise it, or ask less (labels.states, tasks.*). Labels beyond it are recorded as missing; a turn in which the "
+        "teacher should act ends the run, which goes on where the limit is raised"
+    )
+    return [Check("budget", "warn", f"the plan of {', '.join(over)} exceeds {' and '.join(set(over.values()))}", step)]
+
+
+def _of(phase: Usage, name: str) -> bool:
+    return phase.phase.partition(" ")[0] == name
+
+
 async def _ask(settings: Settings) -> str:
     from dagger_nb.answers import AnswerFile
-    from dagger_nb.bill import Account, Bill, tariff
+    from dagger_nb.bill import Account, Bill
     from dagger_nb.policies.admission import check
     from dagger_nb.policies.endpoint import EndpointPolicy, Retries
 

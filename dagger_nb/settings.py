@@ -53,6 +53,21 @@ class VariableName:
         return "the name, in capitals, of the environment variable that holds the key"
 
 
+@dataclass(frozen=True, slots=True)
+class Address:
+    """The URL of a server, or an empty text. A user name, a key or parameters in it would be written into every record:
+    it is refused with them, and not shown."""
+
+    def admits(self, value: str) -> bool:
+        return not value or value.startswith(("http://", "https://")) and not {"@", "?"} & set(value)
+
+    def __str__(self) -> str:
+        return (
+            "an address like http://localhost:8000/v1, without user name, key or parameters; the key belongs into the "
+            "environment variable that teacher.key_variable names"
+        )
+
+
 Count = Annotated[int, Range(0)]
 Positive = Annotated[int, Range(1)]
 Amount = Annotated[float, Range(0)]
@@ -114,7 +129,7 @@ class TeacherSettings:
 
     path: str = SCRIPTED  # or a checkpoint's folder, a hub id, the model's name at the endpoint
     revision: str = ""
-    endpoint: str = ""  # URL of any OpenAI-compatible server; empty: vLLM serves `path` on this machine
+    endpoint: Annotated[str, Address()] = ""  # OpenAI-compatible; empty: vLLM serves `path` on this machine
     style: Annotated[str, OneOf(("native", "hermes", "qwen3_coder", "text"))] = "native"  # how it calls tools
     key_variable: Annotated[str, VariableName()] = "TEACHER_API_KEY"  # holds the key, which itself is never kept
     timeout_s: Rate = 300.0  # of one try
@@ -171,7 +186,7 @@ class ServingSettings:
 class LoraSettings:
     """Low-rank adapters on every linear layer."""
 
-    rank: Annotated[int, Range(1, 1024)] = 16
+    rank: Annotated[int, Range(1, 512)] = 16  # vLLM serves none above
     alpha: Positive = 32
 
 

@@ -26,6 +26,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+PARENT = "/cache/models--Org--Snapshot/snapshots/1a2b"
 MODEL, KEY = "teacher", "key-8f3a61c2d9e04b75"
 PRICES = {"prompt": 3.0, "cached": 0.3, "completion": 15.0}  # for a million tokens
 
@@ -188,7 +189,13 @@ async def _respond(state: _State, writer: asyncio.StreamWriter, head: str, body:
         state.shares = json.loads(body)
         _send(writer, 200, {})
     elif path == "/models":
-        row = {"id": MODEL, "object": "model", "root": "/checkpoints/teacher", "max_model_len": state.model.reads}
+        row = {
+            "id": MODEL,
+            "object": "model",
+            "root": "/checkpoints/teacher",
+            "parent": PARENT,
+            "max_model_len": state.model.reads,
+        }
         _send(writer, *_refused(head) or (200, {"object": "list", "data": [row]}))
     else:
         await _chat(state, writer, head, json.loads(body))

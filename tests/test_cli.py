@@ -15,7 +15,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from dagger_nb import cli, config, doctor, paths, readiness, runner, store
+from dagger_nb import checks, cli, config, doctor, paths, readiness, runner, store
 
 Capture = pytest.CaptureFixture[str]
 
@@ -244,7 +244,7 @@ def test_a_served_run_that_goes_on_is_not_refused_for_the_room_it_took(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     add_notebook(home, "02_tasks.ipynb", "1")
-    monkeypatch.setattr(doctor, "examine", lambda *_: [doctor.disk(1e9)])
+    monkeypatch.setattr(doctor, "examine", lambda *_: [checks.disk("disk", home, 1e9, "HOME")])
     assert cli.main(["run", "02", "--profile", "qwen3-4b"]) == 2
     assert "fail disk" in capsys.readouterr().err
     (home / "reports" / "qwen3-4b-s0").mkdir(parents=True)
@@ -324,7 +324,7 @@ def test_doctor_says_what_a_weak_sandbox_does_not_hold() -> None:
 def test_doctor_sees_what_is_wrong(home: Path) -> None:
     assert doctor.python_version((3, 10, 1)).status == "fail"
     assert doctor.tool("no-such-tool").status == "fail"
-    assert doctor.disk(1e9).status == "fail"
+    assert checks.disk("disk", home, 1e9, paths.HOME_VARIABLE).status == "fail"
     (home / "data").write_text("a file in the way")
     refused = doctor.write_permission()
     assert refused.status == "fail" and paths.HOME_VARIABLE in refused.next_step

@@ -113,6 +113,58 @@ def test_a_key_put_where_its_variables_name_belongs_is_refused_and_not_shown() -
 
 
 @pytest.mark.parametrize(
+    "url", ["localhost:8000", "secret@host/v1", "http://user:secret@host/v1", "https://host/v1?api-key=secret"]
+)
+def test_an_address_that_holds_a_secret_or_is_none_is_refused_and_not_shown(url) -> None:
+    with pytest.raises(ConfigError, match="teacher.endpoint.*teacher.key_variable") as caught:
+        config.load("qwen3-4b", {"teacher.endpoint": url})
+    assert "secret" not in str(caught.value)
+
+
+def test_one_model_under_two_names_is_no_teacher_of_itself(tmp_path) -> None:
+    folder = tmp_path / "Qwen3-4B"
+    folder.mkdir()
+    for teacher, student, endpoint in (
+        ("./data/base", "data/base", ""),
+        ("Qwen/Qwen3-4B", str(folder), ""),
+        (str(folder), "qwen/qwen3-4b", ""),
+    ):
+        with pytest.raises(ConfigError, match="labels itself"):
+            config.load("tiny", {"teacher.path": teacher, "student.path": student, "teacher.endpoint": endpoint})
+    other = {"teacher.path": "someone/Qwen3-4B", "student.path": "Qwen/Qwen3-4B"}
+    assert config.load("tiny", other).teacher.path == "someone/Qwen3-4B"
+    away = {"teacher.path": "Qwen3-4B", "student.path": str(folder), "teacher.endpoint": "http://localhost:1/v1"}
+    assert config.load("tiny", away).teacher.endpoint
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        ({"serving.weights": "bf16"}, "would be served on another"),
+        ({"student.quantise": False, "serving.weights": "nf4"}, "use 'bf16'"),
+        ({"student.quantise": False}, "use 'bf16'"),
+        ({"teacher.style": "native"}, "teacher.style = 'native'"),
+        ({"lora.rank": 513}, "lora.rank = 513"),
+    ],
+)
+def test_what_cannot_be_served_here_is_refused(overrides: dict[str, object], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        config.load("qwen3-4b", overrides)
+    assert config.load("qwen3-4b", {"student.quantise": False, "serving.weights": "bf16"}).served
+    elsewhere = {"teacher.style": "native", "teacher.endpoint": "http://localhost:1/v1"}
+    assert config.load("qwen3-4b", elsewhere).teacher.style == "native"
+
+
+@pytest.mark.parametrize("limit", ["money", "round_money"])
+def test_a_limit_on_money_needs_prices(limit: str) -> None:
+    prices = {"labels.price_prompt": 0.1, "labels.price_completion": 0.4}
+    for left_out in prices:
+        with pytest.raises(ConfigError, match="limits nothing"):
+            config.load("qwen3-4b", {f"labels.{limit}": 10.0} | {k: v for k, v in prices.items() if k != left_out})
+    assert config.load("qwen3-4b", {f"labels.{limit}": 10.0} | prices).labels.price_completion == 0.4
+
+
+@pytest.mark.parametrize(
     ("overrides", "named"),
     [
         ({"episode.max_new_tokens": 512, "episode.context": 512}, "episode.max_new_tokens"),

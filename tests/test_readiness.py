@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import shutil
 import threading
 from collections.abc import Iterator, Mapping
@@ -52,6 +53,14 @@ def test_a_gpu_fits_or_the_doctor_says_what_to_change(listed, status, said, tmp_
     found = readiness.gpu(served())[0]
     assert found.status == status and said in found.next_step
     assert all(part in found.what for part in ("1 x NVIDIA", "driver 570.86.15", "the profile needs one of 99 GB"))
+
+
+def test_a_gpu_whose_caches_hold_fewer_episodes_than_are_played_is_told(tmp_path, monkeypatch):
+    program(tmp_path, "nvidia-smi", "echo 'NVIDIA H100 80GB HBM3, 81559, 570.86.15'")
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    found = readiness.gpu(served(teacher__path="Qwen/Qwen3-Coder-30B-A3B-Instruct-FP8"))[0]
+    assert found.status == "warn" and "fewer than serving.concurrency = 8" in found.what
+    assert re.fullmatch("give -p serving.concurrency=[3-7]", found.next_step)
 
 
 def test_no_gpu_and_a_broken_driver_are_told_apart(tmp_path, monkeypatch):
@@ -329,22 +338,22 @@ def test_a_docker_engine_needs_room_for_images(engine, monkeypatch):
 @pytest.mark.parametrize(
     ("gigabytes", "status", "step"),
     [
-        (256, "ok", ""),
-        (255, "warn", "lower serving.concurrency and workers so that at most 15 are open, or sandbox.memory_gb"),
+        (128, "ok", ""),
+        (127, "warn", "lower serving.concurrency and workers so that at most 7 are open, or sandbox.memory_gb"),
         (15, "fail", "lower sandbox.memory_gb to less than 15"),
     ],
 )
 def test_containers_need_memory(engine, monkeypatch, gigabytes, status, step):
-    """16 episodes at once, or gradings, of 16 GB each at the most."""
+    """8 episodes at once, or gradings, of 16 GB each at the most."""
     monkeypatch.setattr(engine, "memory", gigabytes * 1e9)
     found = contained()["container memory"]
     assert (found.status, found.next_step) == (status, step)
-    assert found.what.startswith("16 x 16 GB may be taken at once; the engine's machine (box) has")
+    assert found.what.startswith("8 x 16 GB may be taken at once; the engine's machine (box) has")
 
 
 def test_containers_need_processors(engine):
     few = contained()["container cores"]
-    assert (few.status, few.what) == ("ok", "16 x 4 may be busy at once; the engine's machine (box) has 64")
+    assert (few.status, few.what) == ("ok", "8 x 4 may be busy at once; the engine's machine (box) has 64")
     many = contained(workers=32)["container cores"]
     assert many.status == "warn" and "32 x 4 may be busy" in many.what and "lower workers to 16" in many.next_step
     assert "gets 64 of its 65" in contained(sandbox__cpus=65.0)["container cores"].what
@@ -378,14 +387,34 @@ def test_the_command_says_what_is_missing_and_prints_the_deviations(own_home, mo
     assert "where profile qwen3-4b leaves the paper" in printed and "  1. paper: full fine-tuning" in printed
 
 
+def test_a_budget_that_ends_before_the_plan_is_told():
+    prices = {"labels__price_prompt": 0.2, "labels__price_completion": 0.8}
+    endpoint = {"teacher__endpoint": "http://localhost:1/v1", "teacher__style": "native"}
+    assert readiness.budget(served(**prices, **endpoint)) == []
+    (enough,) = readiness.budget(served(labels__money=1e9, **prices, **endpoint))
+    assert enough.status == "ok"
+    (short,) = readiness.budget(served(labels__queries=150_000, **endpoint))
+    assert short.status == "warn" and "150000 queries" in short.what and "goes on" in short.next_step
+    assert "dagger" in short.what and "base" not in short.what
+
+
 def test_a_model_of_unknown_shape_is_one_failed_line_and_no_crash():
     settings = served(student__path="some/other")
     assert "is not known" in doctor.planned_disk(settings).what and "is not known" in readiness.gpu(settings)[0].what
 
 
-def test_the_disk_of_a_served_profile_is_planned():
-    settings = config.load("qwen3-4b")
-    weights = 2 * (2 * 4_022_468_096 + 30_532_122_624) / 1e9
-    assert readiness.disk_gb(settings) == doctor.disk_gb(settings) > weights
+def test_the_disk_of_a_served_profile_is_planned(monkeypatch):
+    """Models go to the hub's cache, which may lie on another disk than what the project writes."""
+    settings, student, both = config.load("qwen3-4b"), 2 * 4.022_468_096, 2 * (4.022_468_096 + 30.532_122_624)
+    monkeypatch.setattr(readiness, "_weights_here", lambda path: False)
+    monkeypatch.setattr(readiness, "_one_disk", lambda: True)
+    together = readiness.disk_gb(settings)
+    assert together == doctor.disk_gb(settings) > student + both and readiness.downloads(settings) == []
+    monkeypatch.setattr(readiness, "_one_disk", lambda: False)
+    assert readiness.disk_gb(settings) == pytest.approx(together - both)
+    (cache,) = readiness.downloads(settings)
+    assert "needs about 69" in cache.what and (not cache.next_step or "HF_HUB_CACHE" in cache.next_step)
+    monkeypatch.setattr(readiness, "_weights_here", lambda path: True)
+    assert "needs about 0" in readiness.downloads(settings)[0].what
     assert doctor.disk_gb(config.load("tiny")) == profiles.LAPTOP_GB["tiny"]
     assert scale.value("record_bytes") > 0

@@ -207,9 +207,6 @@ def test_the_servers_of_an_experiment_are_refused_before_they_start(tiny_base, t
     log = tmp_path / "log"
     with pytest.raises(EnvironmentProblem, match="no vLLM in"):
         student_server(config.load("smoke", {"student.path": str(tiny_base)}), log=log)
-    native = config.load("smoke", {"teacher.path": str(tiny_base), "teacher.style": "native"})
-    with pytest.raises(ConfigError, match="teacher.style = 'native'"):
-        teacher_server(native, log=log)
     nowhere = config.load("smoke", {"teacher.path": str(tmp_path / "gone"), "teacher.style": "hermes"})
     with pytest.raises(EnvironmentProblem, match="no checkpoint .*gone"):
         teacher_server(nowhere, log=log)
@@ -229,25 +226,16 @@ def test_a_teacher_reads_the_longest_episode_and_an_answer_where_it_can(
     assert found.model.context == served
 
 
-@pytest.mark.parametrize(
-    ("weights", "quantise", "where", "said"),
-    [
-        ("nf4", True, CPU, "cannot load it"),
-        ("bf16", True, GPU, "would be served on another"),
-        ("nf4", False, GPU, "use 'bf16'"),
-        ("dequantised", False, CPU, "use 'bf16'"),
-    ],
-)
-def test_weights_other_than_those_trained_on_are_refused(tiny_base, weights, quantise, where, said):
-    with pytest.raises(ConfigError, match=said):
-        served_folder(str(tiny_base), weights=weights, quantise=quantise, engine=where)
+def test_packed_weights_are_refused_where_the_engine_cannot_load_them(tiny_base):
+    with pytest.raises(ConfigError, match="cannot load it"):
+        served_folder(str(tiny_base), weights="nf4", engine=CPU)
 
 
 # --- weights and adapters ---------------------------------------------------------------------------------
 
 
 def test_the_dequantised_checkpoint_is_the_nf4_base_and_is_written_once(tiny_base, own_home):
-    folder = served_folder(str(tiny_base), weights="dequantised", quantise=True, engine=CPU)
+    folder = served_folder(str(tiny_base), weights="dequantised", engine=CPU)
     wanted = load_for_acting(Version(str(tiny_base))).model.state_dict()
     found = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict()
     assert found.keys() == wanted.keys()
@@ -263,8 +251,8 @@ def test_the_dequantised_checkpoint_is_the_nf4_base_and_is_written_once(tiny_bas
 
 
 def test_an_unquantised_or_gpu_packed_base_is_served_as_it_is(tiny_base):
-    for weights, quantise, where in (("bf16", False, CPU), ("nf4", True, GPU)):
-        assert served_folder(str(tiny_base), weights=weights, quantise=quantise, engine=where) == tiny_base
+    for weights, where in (("bf16", CPU), ("nf4", GPU)):
+        assert served_folder(str(tiny_base), weights=weights, engine=where) == tiny_base
 
 
 @pytest.fixture(scope="module")

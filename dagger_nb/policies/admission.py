@@ -56,7 +56,9 @@ async def _said(policy: EndpointPolicy) -> Reply:
 
 def _refuse_student(policy: EndpointPolicy, row: Mapping[str, Any], student: str) -> None:
     served = {str(name).rstrip("/").lower() for name in (policy.settings.path, row.get("root"), row.get("parent"))}
-    if student and student.rstrip("/").lower() in served:
+    name = student.rstrip("/").lower()
+    snapshot = f"models--{name.replace('/', '--')}/"  # in the path of a hub's model that is served from the cache
+    if student and (name in served or any(snapshot in root for root in served)):
         raise ConfigError(
             f"the teacher {policy.name!r} at {policy.settings.endpoint} is the student {student!r}: a student that "
             "labels itself learns nothing; name another teacher"

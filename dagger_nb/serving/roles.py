@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from dagger_nb import paths
-from dagger_nb.errors import ConfigError
 from dagger_nb.revisions import recorded
 from dagger_nb.serving.engine import ServedModel, find_engine, longest
 from dagger_nb.serving.server import Server
@@ -21,14 +20,12 @@ def student_server(settings: Settings, *, log: Path, progress: Progress = print)
     """A server, not started yet, of the base that the student is trained on, with room for its adapters.
 
     Raises:
-        ConfigError: weights that adapters are not trained on, a context or a rank that does not fit.
+        ConfigError: weights that the engine cannot load, a context that does not fit.
         EnvironmentProblem: no vLLM, or no checkpoint.
     """
     engine, student, serving = find_engine(settings.serving.python), settings.student, settings.serving
     base = str(paths.checkpoint(student.path))
-    folder = served_folder(
-        base, weights=serving.weights, quantise=student.quantise, engine=engine, revision=student.revision
-    )
+    folder = served_folder(base, weights=serving.weights, engine=engine, revision=student.revision)
     nf4, rank = serving.weights == "nf4", settings.lora.rank
     model = ServedModel(folder, settings.episode.context, rank=rank, base=base, nf4=nf4)
     return Server(model, engine, serving, log=log, progress=progress)
@@ -40,15 +37,10 @@ def teacher_server(settings: Settings, *, log: Path, progress: Progress = print)
     It reads what the longest episode has and a whole answer to it, where the model can.
 
     Raises:
-        ConfigError: the style needs a parser inside the server, or the context does not fit.
+        ConfigError: the context does not fit.
         EnvironmentProblem: no vLLM, or no checkpoint.
     """
     teacher = settings.teacher
-    if teacher.style == "native":
-        raise ConfigError(
-            "teacher.style = 'native' needs a server that parses this model's calls; for a teacher that is served "
-            "here name its own style (hermes, qwen3_coder or text)"
-        )
     folder = local_checkpoint(str(paths.checkpoint(teacher.path)), teacher.revision)
     episode = settings.episode
     context = max(episode.context, min(episode.context + episode.max_new_tokens, longest(folder)))

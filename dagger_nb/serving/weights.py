@@ -24,35 +24,18 @@ _NOT_WEIGHTS = ("*.json", "*.jinja", "*.txt", "*.model")
 _WANTED = ["*.safetensors", *_NOT_WEIGHTS]
 
 
-def served_folder(base: str, *, weights: str, quantise: bool, engine: Engine, revision: str = "") -> Path:
-    """The checkpoint to serve for a student whose base was trained on as NF4 (`quantise`) or as it is.
+def served_folder(base: str, *, weights: str, engine: Engine, revision: str = "") -> Path:
+    """The checkpoint to serve for a student, whose adapters are trained on `weights` (`serving.weights`).
 
-    `weights` is `serving.weights`; "dequantised" writes the unpacked checkpoint once into the cache. `revision` is of
-    a hub id, as `commit_of` takes it.
+    "dequantised" writes the unpacked checkpoint once into the cache. `revision` is of a hub id, as in `commit_of`.
 
     Raises:
-        ConfigError: weights that differ from those that adapters are trained on, or that the engine cannot load.
+        ConfigError: the engine cannot load such weights.
     """
-    _refuse_other_weights(weights, quantise, engine)
+    if weights == "nf4" and engine.cpu:
+        raise ConfigError("serving.weights = 'nf4': vLLM's build for CPUs cannot load it; use 'dequantised'")
     folder = local_checkpoint(base, revision)
     return dequantised(folder, engine.dtype) if weights == "dequantised" else folder
-
-
-def _refuse_other_weights(weights: str, quantise: bool, engine: Engine) -> None:
-    refusals = {
-        "serving.weights = 'nf4': vLLM's build for CPUs cannot load it; use 'dequantised'": (
-            weights == "nf4" and engine.cpu
-        ),
-        "serving.weights = 'bf16' beside student.quantise = True: adapters are trained on an NF4 base, and would be "
-        "served on another; use 'nf4' or 'dequantised', or train with student.quantise = False": (
-            weights == "bf16" and quantise
-        ),
-        f"serving.weights = {weights!r} beside student.quantise = False: adapters are trained on the checkpoint as it "
-        "is; use 'bf16'": weights != "bf16" and not quantise,
-    }
-    for message, refused in refusals.items():
-        if refused:
-            raise ConfigError(message)
 
 
 def local_checkpoint(base: str, revision: str = "") -> Path:

@@ -71,7 +71,7 @@ def settings(engine) -> ServingSettings:
 @pytest.fixture(scope="session")
 def served(base, engine, home) -> ServedModel:
     """What every server here serves: the unpacked NF4 base, with room for adapters."""
-    folder = served_folder(base, weights="dequantised", quantise=True, engine=engine)
+    folder = served_folder(base, weights="dequantised", engine=engine)
     return ServedModel(folder, CONTEXT, rank=RANK, base=base)
 
 
