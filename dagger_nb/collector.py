@@ -160,7 +160,8 @@ class _Run:
             began = time.monotonic()
             prompt = self.renderer.prompt_ids(plan.task)
             rollout = await self._roll_out(core.begin(plan, conditions, len(prompt)), cast)
-            labelled = await cast.label(plan.task, rollout.trajectory)
+            asked = conditions.labelled
+            labelled = await cast.label(plan.task, rollout.trajectory) if asked else Labelled((), ())
         self.progress.episode(rollout.trajectory, len(labelled.labels), len(labelled.missing))
         return _Played(rollout, labelled, began)
 

@@ -158,6 +158,29 @@ DEVIATIONS: tuple[Deviation, ...] = (
         ("teacher.path",),
         only=lambda settings: settings.teacher.path in memory.SMALLER.values(),
     ),
+    Deviation(
+        "beta falls to 0 (background), or is max(0.6, 1 - 0.2 (i - 1)) (recipe); the release's is linear",
+        "schedule = {s.dagger.schedule!r}",
+        "the paper says all three; the recipe's is the one with numbers, and the others are one setting away",
+    ),
+    Deviation(
+        "evaluation asks the student alone",
+        "it does; beside it the teacher labels the states that the student visits in `test`, and repairs "
+        "{s.tasks.diagnostic} of these tasks itself while the student is asked",
+        "disagreement by turn is the measure of covariate shift; nothing is trained on it, and no student sees it",
+    ),
+    Deviation(
+        "warm-up and gradient clipping are not published",
+        "{s.training.warmup_steps} steps of warm-up in every fit, gradients clipped at a norm of {s.training.clip:g}",
+        "every fit begins with fresh optimiser moments; DAgger has one a round and SFT a single one, and so more short "
+        "steps",
+    ),
+    Deviation(
+        "the thinking template of Qwen3 (hybrid models)",
+        "{s.student.template}: no thinking",
+        "the stock template rewrites earlier turns, and a history that is rewritten cannot be trained as it was seen",
+        profiles=_SMALL,
+    ),
 )  # fmt: skip
 
 

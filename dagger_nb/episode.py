@@ -49,7 +49,8 @@ class Plan:
 class Conditions:
     """How episodes are run. `policy` is the student's version; `slip_rate` is per student turn.
 
-    `shadow` also asks the student in turns where the teacher acts, without executing the answer.
+    `shadow` also asks the student in turns where the teacher acts, without executing the answer. `labelled` has the
+    teacher answer in the states that were visited.
     """
 
     mixer: Mixer
@@ -59,6 +60,7 @@ class Conditions:
     limits: Limits = Limits()
     slip_rate: float = 0.0
     shadow: bool = False
+    labelled: bool = True
 
 
 @dataclass(slots=True, eq=False)

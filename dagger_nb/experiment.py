@@ -38,6 +38,7 @@ class Exam:
     """One way to judge a student: on which tasks, how it samples, and who else acts.
 
     `slips` replaces student turns at `evaluation.slip_rate`; `shadow` lets the teacher act and only asks the student.
+    `diagnosed` exams are those whose states a teacher that is a model labels too; the scripted one labels them all.
     """
 
     name: str
@@ -45,16 +46,17 @@ class Exam:
     sampled: bool = False
     slips: bool = False
     shadow: bool = False
+    diagnosed: bool = False
 
 
 EXAMS: Mapping[str, Exam] = {
     exam.name: exam
     for exam in (
-        Exam("dev", "dev"),
-        Exam("test", "test"),
+        Exam("dev", "dev", diagnosed=True),
+        Exam("test", "test", diagnosed=True),
         Exam("test-sampled", "test", sampled=True),
         Exam("test-slips", "test", slips=True),
-        Exam("test-teacher-states", "test", shadow=True),
+        Exam("test-teacher-states", "test", shadow=True, diagnosed=True),
         Exam("longer", "longer"),
         Exam("unseen", "unseen"),
     )
@@ -166,7 +168,7 @@ class Experiment:
     # -- exams
 
     def examine(self, exam_name: str, *, round_: int | None = None) -> list[CohortRecord]:
-        """The student's episodes in an exam, labelled for diagnosis; `round_` judges an earlier student.
+        """The student's episodes in an exam, labelled where it is diagnosed; `round_` judges an earlier student.
 
         Raises:
             ConfigError: some of its tasks could not be graded in these sandboxes.
@@ -178,6 +180,7 @@ class Experiment:
         mixer = TEACHER_ALONE if exam.shadow else STUDENT_ALONE
         temperature = self.settings.evaluation.sampled_temperature if exam.sampled else 0.0
         conditions = self._conditions(mixer, student, temperature, slips=exam.slips, shadow=exam.shadow)
+        conditions = replace(conditions, labelled=diagnosed(exam, self.settings))
         return self._cohorts(group, plans, conditions, student, f"{self.recipe.name} {exam.name}")
 
     def exam_tasks(self, exam_name: str) -> list[Task]:
@@ -308,6 +311,11 @@ def exam_size(exam: Exam, settings: Settings) -> int:
     """How many tasks an exam has: those of its split, and only `tasks.diagnostic` of them in a diagnosis."""
     size = getattr(settings.tasks, exam.split)
     return min(settings.tasks.diagnostic, size) if exam.sampled or exam.slips or exam.shadow else size
+
+
+def diagnosed(exam: Exam, settings: Settings) -> bool:
+    """Whether the teacher labels the states of an exam: what a scripted one says costs nothing."""
+    return exam.diagnosed or settings.teacher.scripted
 
 
 def _exam(name: str) -> Exam:

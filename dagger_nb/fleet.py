@@ -132,7 +132,7 @@ def _end_with(parent: int) -> None:
 
 
 def run_job(job: CohortJob) -> tuple[CohortRecord, float]:
-    """Run one cohort in this process: episodes, then the teacher's label at every visited state."""
+    """Run one cohort in this process: episodes, then the teacher's label at every visited state, if wanted."""
     began = time.monotonic()
     student, factory = _student(job.student), _factory(job.sandbox, job.cache)
     session = student.session(len(job.plans), job.conditions.limits.context)
@@ -142,9 +142,10 @@ def run_job(job: CohortJob) -> tuple[CohortRecord, float]:
     labels, shadows = [], {}
     for plan, rollout in zip(job.plans, rollouts, strict=True):
         trajectory = rollout.trajectory
-        labels += label_trajectory(
-            plan.task, trajectory, teacher=teacher.label, name=teacher.NAME, renderer=student.renderer
-        )
+        if job.conditions.labelled:
+            labels += label_trajectory(
+                plan.task, trajectory, teacher=teacher.label, name=teacher.NAME, renderer=student.renderer
+            )
         shadows |= {(*trajectory.key, turn): action for turn, action in rollout.shadows.items()}
     record = CohortRecord(tuple(r.trajectory for r in rollouts), tuple(labels), shadows)
     return record, time.monotonic() - began

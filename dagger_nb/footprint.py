@@ -17,6 +17,7 @@ import pandas as pd
 
 from dagger_nb import memory, scale
 from dagger_nb.bill import PICOS, tariff
+from dagger_nb.experiment import EXAMS, diagnosed
 from dagger_nb.memory import GB
 from dagger_nb.policies.protocol import Usage as Tokens
 from dagger_nb.settings import GENERATED, Settings
@@ -42,12 +43,18 @@ def fits(settings: Settings) -> list[str]:
 def _fit(settings: Settings, gpu: scale.Gpu) -> str:
     if problems := memory.misfits(settings, gpu.bytes):
         return f"does not fit: {'; '.join(problems)}"
+    what, advice = caches(settings, gpu.bytes)
+    return f"fits; {what}{f': {advice}' if advice else ''}"
+
+
+def caches(settings: Settings, gpu_bytes: float) -> tuple[str, str]:
+    """How many mean episodes the caches of a GPU hold, and what to do where those are fewer than are played at once."""
     live, wanted = scale.episode(settings).live, settings.serving.concurrency
-    held = int(memory.episodes_at_once(settings, gpu.bytes, live))
-    found = f"fits; its caches hold {held} episodes of mean length ({live:,.0f} tokens)"
+    held = int(memory.episodes_at_once(settings, gpu_bytes, live))
+    found = f"its caches hold {held} episodes of mean length ({live:,.0f} tokens)"
     if 1 <= held < wanted:  # more at once push each other's histories out, which are then read again every turn
-        return f"{found}, fewer than serving.concurrency = {wanted}: give -p serving.concurrency={held}"
-    return f"{found}, serving.concurrency = {wanted}"
+        return f"{found}, fewer than serving.concurrency = {wanted}", f"give -p serving.concurrency={held}"
+    return f"{found}, serving.concurrency = {wanted}", ""
 
 
 def labelled_share(settings: Settings) -> float:
@@ -67,7 +74,10 @@ def teacher_tokens(settings: Settings, phases: Sequence[Usage]) -> tuple[float, 
 
 
 def _asked_share(settings: Settings, phase: Usage) -> float:
-    """Of a phase's states, those in which the teacher acts or labels; in a student's exam it only labels."""
+    """Of a phase's states, those in which the teacher acts or labels; none in exams that are not diagnosed."""
+    exam = EXAMS.get(phase.phase.partition(" ")[2])
+    if exam and not diagnosed(exam, settings):
+        return 0.0
     student = scale.student_shares(settings).get(phase.kind.partition(" ")[0], 1.0)
     return 1 - student * (1 - labelled_share(settings))
 
@@ -78,16 +88,17 @@ def money(settings: Settings, tokens: Tokens) -> float:
 
 
 def disk_gb(settings: Settings, phases: Sequence[Usage]) -> dict[str, float]:
-    """GB by kind: models, images kept, run folders."""
+    """GB by kind: models as published, the student's base unpacked, images kept, run folders."""
     student = shape_of(settings.student.path)
-    unpacked = settings.student.quantise and settings.serving.weights == "dequantised"
-    models = student.published_bytes * (2 if unpacked else 1)
+    models = student.published_bytes
     if memory.teacher_here(settings):
         models += shape_of(settings.teacher.path).published_bytes
+    unpacked = student.published_bytes if settings.serving.weights == "dequantised" else 0
     trainings = sum(phase.kind.startswith(TRAIN) for phase in phases)
     tokens = sum(phase.prompt_tokens + phase.action_tokens + phase.observation_tokens for phase in phases)
     runs = tokens * scale.value("record_bytes") + trainings * 3 * 4 * student.adapter(settings.lora.rank)
-    return {"models": models / GB, "images kept": images_gb(settings), "runs": runs / GB}
+    sizes = {"models": models / GB, "unpacked base": unpacked / GB}
+    return sizes | {"images kept": images_gb(settings), "runs": runs / GB}
 
 
 def images_gb(settings: Settings) -> float:

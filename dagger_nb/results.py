@@ -17,7 +17,7 @@ from dagger_nb.errors import DataError
 from dagger_nb.evaluation import diagnostics, digging, protocol, tables
 from dagger_nb.evaluation.grades import Grade, Status
 from dagger_nb.evaluation.predictions import Prediction, read_predictions
-from dagger_nb.experiment import EXAMS, Experiment, all_labels, all_missing, all_trajectories
+from dagger_nb.experiment import EXAMS, Experiment, all_labels, all_missing, all_trajectories, diagnosed
 from dagger_nb.fleet import Executor
 from dagger_nb.provenance import identity
 from dagger_nb.recipes import RECIPES
@@ -128,7 +128,8 @@ def turn_edges(turns: int) -> tuple[int, ...]:
 
 
 def exam_tables(experiment: Experiment, exam_name: str) -> dict[str, pd.DataFrame]:
-    """What an exam found: outcomes, disagreement by turn, protocol errors, recovery, and slips where there were any."""
+    """What an exam found: outcomes and protocol errors; slips where there were any; and where it was diagnosed,
+    disagreement by turn and recovery."""
     exam, records = EXAMS[exam_name], experiment.examine(exam_name)
     if exam.shadow:
         bins = turn_edges(experiment.settings.episode.max_turns)
@@ -148,17 +149,18 @@ def exam_tables(experiment: Experiment, exam_name: str) -> dict[str, pd.DataFram
 def _judged(
     experiment: Experiment, exam_name: str, records: Sequence[CohortRecord], grades: Sequence[Grade]
 ) -> dict[str, pd.DataFrame]:
-    trajectories, labels = list(all_trajectories(records)), list(all_labels(records))
-    bins = turn_edges(experiment.settings.episode.max_turns)
-    by_turn = diagnostics.disagreement_by_turn(trajectories, labels, bins=bins)
-    resolved = _verdicts(records, grades)
-    judged = [trajectory for trajectory in trajectories if trajectory.key in resolved]
-    return {
-        "outcomes": tables.outcomes(
-            experiment.recipe.name, experiment.settings.seed, experiment.exam_tasks(exam_name), grades
-        ),
-        "disagreement": by_turn.assign(states="student-visited"),
+    settings, trajectories = experiment.settings, list(all_trajectories(records))
+    found = {
+        "outcomes": tables.outcomes(experiment.recipe.name, settings.seed, experiment.exam_tasks(exam_name), grades),
         "protocol": protocol.protocol_counts(trajectories),
+    }
+    if not diagnosed(EXAMS[exam_name], settings):
+        return found
+    labels, resolved = list(all_labels(records)), _verdicts(records, grades)
+    by_turn = diagnostics.disagreement_by_turn(trajectories, labels, bins=turn_edges(settings.episode.max_turns))
+    judged = [trajectory for trajectory in trajectories if trajectory.key in resolved]
+    return found | {
+        "disagreement": by_turn.assign(states="student-visited"),
         "recovery": diagnostics.recovery(judged, labels, resolved, k=5),
     }
 

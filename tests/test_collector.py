@@ -226,6 +226,13 @@ def test_a_student_is_asked_for_no_more_than_the_context_holds_and_with_a_seed_o
     assert not {seed for *_, seed in other.asked} & set(seeds)
 
 
+def test_no_state_is_labelled_where_no_label_is_wanted(collector, renderer, train_tasks):
+    for wanted in (True, False):
+        made = collector(Busy(3), Desks(), renderer=renderer)
+        (record,) = collected(made, jobs(train_tasks[:1], alone(labelled=wanted))).values()
+        assert bool(record.labels) == wanted and record.trajectories[0].turns and not record.missing
+
+
 def test_a_prompt_that_fills_the_context_ends_its_own_episode(collector, renderer, student, train_tasks):
     sizes = [len(renderer.prompt_ids(task)) for task in train_tasks]
     conditions = alone(limits=Limits(context=max(sizes)))

@@ -165,8 +165,10 @@ def test_workers_and_budgets_of_exams_are_no_part_of_the_run(reference, tiny_bas
     monkeypatch.setenv("DAGGER_NB_HOME", str(home))
     root = experiment(tiny_base).store.root
     assert experiment(tiny_base, workers=2, tasks__test=2, evaluation__slip_rate=0.5).store.root == root
-    limits = {"labels__queries": 5, "labels__money": 2.0, "labels__price_prompt": 1.0, "teacher__timeout_s": 9.0}
-    assert experiment(tiny_base, **limits, serving__start_timeout_s=9.0, sandbox__images_gb=9.0).store.root == root
+    limits = {"labels__queries": 5, "labels__money": 2.0, "teacher__timeout_s": 9.0}
+    prices = {"labels__price_prompt": 1.0, "labels__price_completion": 1.0}
+    operation = {"serving__start_timeout_s": 9.0, "sandbox__images_gb": 9.0}
+    assert experiment(tiny_base, **limits, **prices, **operation).store.root == root
     assert experiment(tiny_base, labels__states="student").store.root != root
     assert experiment(tiny_base, training__passes=2).store.root != root
     assert experiment(tiny_base, seed=1).store.root != root
@@ -260,6 +262,14 @@ def test_exams_differ_in_who_acts_and_how(tiny_base, own_home):
     assert alone.turns[0].token_ids != hot.turns[0].token_ids
     groups = {found.exam_group(exam, found.student_after(0)) for exam in EXAMS.values()}
     assert len(groups) == len(EXAMS)
+
+
+def test_a_teacher_that_is_paid_labels_only_the_exams_that_are_diagnosed(tiny_base, own_home):
+    found = experiment(tiny_base, "base", tasks__test=1, tasks__unseen=1)
+    found.settings = replace(found.settings, teacher=replace(found.settings.teacher, path="a/model"))
+    assert found.examine("test")[0].labels and not found.examine("unseen")[0].labels
+    assert {"disagreement", "recovery"} < set(results.exam_tables(found, "test"))
+    assert set(results.exam_tables(found, "unseen")) == {"outcomes", "protocol"}
 
 
 def test_an_infrastructure_failure_is_no_failed_task(tiny_base, own_home, monkeypatch):

@@ -221,6 +221,7 @@ def test_the_teachers_bill_follows_prices_and_labelled_states():
     settings = config.load("qwen3-0.6b", prices)
     phases = plan.plan(settings).phases
     queries, tokens = footprint.teacher_tokens(settings, phases)
+    phases = [phase for phase in phases if not phase.phase.endswith(("test-sampled", "test-slips", "longer", "unseen"))]
     assert queries == pytest.approx(sum(phase.turns for phase in phases))
     expected = (tokens.prompt - tokens.cached) + 0.1 * tokens.cached + 4.0 * tokens.completion
     assert footprint.money(settings, tokens) == pytest.approx(expected / 1e6)

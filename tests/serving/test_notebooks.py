@@ -23,7 +23,7 @@ from servers import KEY, MODEL, PRICES, running, usage_of, whole
 
 from dagger_nb import cli, config, paths, report, results, runner
 from dagger_nb.crew import executor
-from dagger_nb.experiment import Experiment
+from dagger_nb.experiment import EXAMS, Experiment
 from dagger_nb.labelling import tally
 from dagger_nb.policies import admission, styles, teacher
 from dagger_nb.recipes import RECIPES, recipe
@@ -117,8 +117,10 @@ def lost(file: Path) -> bool:
 
 
 def records(run: Experiment) -> list[CohortRecord]:
-    """Every cohort of a run, rounds and exams."""
-    return [read_cohort(file) for file in sorted(run.store.root.rglob("[0-9]*.jsonl"))]
+    """Every cohort of a run in which states were to be labelled: rounds, and the exams that are diagnosed."""
+    unasked = {exam.name for exam in EXAMS.values() if not exam.diagnosed}
+    files = sorted(run.store.root.rglob("[0-9]*.jsonl"))
+    return [read_cohort(file) for file in files if not file.parent.name.startswith(tuple(unasked))]
 
 
 def printed(path: Path) -> str:
