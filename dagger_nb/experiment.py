@@ -202,15 +202,27 @@ class Experiment:
             [Prediction(t.instance_id, model_name, t.patch) for t in trajectories if not _broken(t)],
         )
         by_id = {task.instance_id: task for task in self.exam_tasks(exam_name)}
-        pairs = [(by_id[t.instance_id], t.patch) for t in trajectories]
-        sandbox, workers = self.settings.sandbox, self.settings.workers
-        harness = harness_for(sandbox, folder / "harness", workers=workers, log=self.log)
-        with factory_for(sandbox) as factory:  # no cache: no two gradings run the same commands
-            grades = grade_all(pairs, factory, jobs=workers, store_path=gradebook(), harness=harness, log=self.log)
+        grades = self._graded([(by_id[t.instance_id], t.patch) for t in trajectories], folder / "harness")
         return [
             Grade(t.instance_id, Status.INFRASTRUCTURE, detail=t.detail) if _broken(t) else verdict
             for t, verdict in zip(trajectories, grades, strict=True)
         ]
+
+    def doubtful(self, exam_name: str) -> dict[str, str]:
+        """Instances of an exam whose gold patch is not resolved here, each with its verdict: no student can solve them.
+
+        Real ones may be broken (an image that has rotted, a machine too slow). Graded once, for every run.
+        """
+        tasks = self.exam_tasks(exam_name)
+        grades = self._graded([(task, task.patch) for task in tasks], self.store.root / "evaluation/gold" / exam_name)
+        return {grade.instance_id: grade.status.value for grade in grades if not grade.resolved}
+
+    def _graded(self, pairs: Sequence[tuple[Task, str]], folder: Path) -> list[Grade]:
+        """The verdicts on patches; `folder` is for what swebench's command line judges."""
+        sandbox, workers = self.settings.sandbox, self.settings.workers
+        harness = harness_for(sandbox, folder, workers=workers, log=self.log)
+        with factory_for(sandbox) as factory:  # no cache: no two gradings run the same commands
+            return grade_all(pairs, factory, jobs=workers, store_path=gradebook(), harness=harness, log=self.log)
 
     def exam_group(self, exam: Exam, student: Version) -> str:
         """What decides an exam's cohorts and is not in the run's own configuration is in the group's name."""

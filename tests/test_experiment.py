@@ -272,6 +272,14 @@ def test_a_teacher_that_is_paid_labels_only_the_exams_that_are_diagnosed(tiny_ba
     assert set(results.exam_tables(found, "unseen")) == {"outcomes", "protocol"}
 
 
+def test_an_instance_whose_gold_patch_fails_is_doubtful(tiny_base, own_home, monkeypatch):
+    found = experiment(tiny_base, "base", tasks__test=2)
+    assert found.doubtful("test") == {}
+    good, bad = found.exam_tasks("test")
+    monkeypatch.setattr(found, "exam_tasks", lambda _: [good, replace(bad, patch="")])
+    assert found.doubtful("test") == {bad.instance_id: "empty_patch"}
+
+
 def test_an_infrastructure_failure_is_no_failed_task(tiny_base, own_home, monkeypatch):
     found = experiment(tiny_base, "base", tasks__test=1)
     record = found.examine("test")[0]
