@@ -288,8 +288,9 @@ def test_tests_of_another_runner_go_to_the_harness_once_and_what_it_lost_goes_ag
 
     tasks = [TASK, of_another_runner("calc-2"), of_another_runner("calc-3"), of_another_runner("calc-4")]
     pairs = list(zip(tasks, (TASK.patch, "x\n", "y\n", " \n"), strict=True))
-    store = tmp_path / "grades.jsonl"
-    first = grade_all(pairs, factory, store_path=store, harness=harness)
+    store, counting = tmp_path / "grades.jsonl", Counting(factory)
+    first = grade_all(pairs, counting, store_path=store, harness=harness)
+    assert counting.fetched == [[TASK.instance_id], ["calc-2", "calc-3"]]  # what the command line pulls is in no book
     assert [found.status.value for found in first] == ["resolved", "unresolved", "infrastructure", "empty_patch"]
     again = [grade_all(pairs, factory, store_path=store, harness=harness) for _ in range(2)]
     assert again[0] == again[1] == [first[0], first[1], Grade("calc-3", Status.UNRESOLVED), first[3]]
@@ -342,6 +343,7 @@ class Counting:
 
     def __init__(self, factory, bad=()):
         self.factory, self.bad, self.opened, self.lock = factory, bad, 0, threading.Lock()
+        self.fetched = []
 
     def open(self, task):
         with self.lock:
@@ -351,6 +353,7 @@ class Counting:
         return self.factory.open(task)
 
     def prefetch(self, tasks, log=print):
+        self.fetched.append([task.instance_id for task in tasks])
         return self.factory.prefetch(tasks, log)
 
     def guarantees(self):

@@ -114,7 +114,7 @@ def grade_all(
     the patch, so that an interrupted call goes on where it stopped. `progress` gets (done, all) in
     distinct pairs. `jobs` is the number of sandboxes open at once. `harness` (`official.harness_for`) judges, after
     the others, the tasks whose tests do not run under pytest, each with one patch; without it their grade is an
-    infrastructure failure. What the sandboxes of patches that are not graded yet need is fetched first; `log` is told.
+    infrastructure failure. What patches that are not graded yet need is fetched before, and `log` is told.
     """
     keys = [grade_key(task, patch, timeout_s or time_limit(task)) for task, patch in pairs]
     wanted = dict(zip(keys, pairs, strict=True))
@@ -126,7 +126,7 @@ def grade_all(
     others = {key: (task, patch) for key, (task, patch) in missing.items() if patch.strip() and without_pytest([task])}
     own = {key: pair for key, pair in missing.items() if key not in others}
     factory.prefetch([task for task, patch in own.values() if patch.strip()], log)
-    for key, fresh in chain(_in_parallel(own, factory, jobs, timeout_s), _by_harness(others, harness)):
+    for key, fresh in chain(_in_parallel(own, factory, jobs, timeout_s), _by_harness(others, harness, factory, log)):
         if book:
             book.add(key, fresh)
         known[key] = fresh
@@ -149,10 +149,19 @@ def _in_parallel(
         pool.shutdown(cancel_futures=True)
 
 
-def _by_harness(others: Mapping[str, tuple[Task, str]], harness: Harness | None) -> Iterator[tuple[str, Grade]]:
-    """Grades of tasks whose tests do not run under pytest."""
+def _by_harness(
+    others: Mapping[str, tuple[Task, str]],
+    harness: Harness | None,
+    factory: SandboxFactory,
+    log: Callable[[str], None],
+) -> Iterator[tuple[str, Grade]]:
+    """Grades of tasks whose tests do not run under pytest.
+
+    The command line keeps no book of what it pulls: images that are fetched here are removed in their turn.
+    """
     keys = {task.instance_id: key for key, (task, _) in others.items()}
     if others and harness:
+        factory.prefetch([task for task, _ in others.values()], log)
         rows = [Prediction(task.instance_id, "graded", patch) for task, patch in others.values()]
         yield from ((keys[row.instance_id], row) for row in harness([task for task, _ in others.values()], rows))
     elif others:
