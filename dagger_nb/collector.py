@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from dagger_nb import episode as core
 from dagger_nb.background import reports_of
 from dagger_nb.episode import Conditions, Episode, Move, Plan, Rollout
-from dagger_nb.errors import ConfigError, EnvironmentProblem, PolicyError, SandboxError
+from dagger_nb.errors import ConfigError, EnvironmentProblem, PolicyError, PullLimit, SandboxError
 from dagger_nb.labelling import Labelled, ask_teacher
 from dagger_nb.policies.protocol import Answer, Policy, Sampling
 from dagger_nb.progress import Progress
@@ -66,6 +66,10 @@ class Capacity:
     def __post_init__(self) -> None:
         if min(self.episodes, self.sandboxes, self.commands) < 1:
             raise ConfigError(f"a collector needs room for at least one of each: {self}")
+
+
+PAUSE_S = 600.0  # between two tries to pull what the registry does not hand out yet
+PAUSES = 48  # 8 hours; Docker Hub counts pulls over 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,12 +182,26 @@ class _Run:
 
     async def _open(self, episode: Episode) -> None:
         """Open a sandbox. Where none can be opened for anybody, the run ends before it has spoilt every episode."""
-        await _in(self._doors, core.open_sandbox, episode, self.factory)
+        await self._admitted(episode)
         self._unopened = 0 if episode.sandbox is not None else self._unopened + 1
         if self._unopened == 2 * self.capacity.sandboxes:
             raise EnvironmentProblem(
                 f"{self._unopened} sandboxes in a row could not be opened, the last one because: {episode.detail}"
             )
+
+    async def _admitted(self, episode: Episode) -> None:
+        """Open a sandbox, or wait until the registry hands out its image; the other episodes go on."""
+        for _ in range(PAUSES):
+            try:
+                return await _in(self._doors, core.open_sandbox, episode, self.factory)
+            except PullLimit as limit:
+                last = limit
+            self.progress.waiting += 1
+            try:
+                await asyncio.sleep(PAUSE_S)
+            finally:
+                self.progress.waiting -= 1
+        core.fail(episode, last)
 
     async def _play(self, episode: Episode, cast: Cast) -> None:
         began = time.monotonic()

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from dagger_nb import scaffold
-from dagger_nb.errors import ContextError, EnvironmentProblem, SandboxError
+from dagger_nb.errors import ContextError, EnvironmentProblem, PullLimit, SandboxError
 from dagger_nb.mixing import Choice, Mixer, sampling_seed, uniform
 from dagger_nb.policies.protocol import Answer, Sampling
 from dagger_nb.records import Action, StopReason, Task, Trajectory, Turn
@@ -114,9 +114,15 @@ def begin(plan: Plan, conditions: Conditions, prompt_tokens: int) -> Episode:
 
 
 def open_sandbox(episode: Episode, factory: SandboxFactory) -> None:
-    """Give the episode its sandbox, or end it where none can be had."""
+    """Give the episode its sandbox, or end it where none can be had.
+
+    Raises:
+        PullLimit: its image can be had later.
+    """
     try:
         episode.sandbox = factory.open(episode.plan.task)
+    except PullLimit:
+        raise
     except SandboxError as error:
         fail(episode, error)
 

@@ -5,6 +5,7 @@ DaggerError
 ├── DataError (ValueError)           a record, store file or task is torn, edited or of another format
 ├── EnvironmentProblem (RuntimeError) the machine lacks something: a tool, disk, a permission
 │   ├── SandboxError                 the sandbox itself failed; never counted as a failed task
+│   │   └── PullLimit                the registry admits no more pulls for now; later the same one may do
 │   └── PolicyError                  a served model or an endpoint gave no answer in spite of retries
 │       └── ContextError             the episode and an answer to it do not fit the model's context
 └── BudgetError (RuntimeError)       a hard limit on turns, tokens, queries or money would be overrun
@@ -31,6 +32,10 @@ class EnvironmentProblem(DaggerError, RuntimeError):
 
 class SandboxError(EnvironmentProblem):
     """The sandbox itself failed. An infrastructure failure is never scored as a failed task."""
+
+
+class PullLimit(SandboxError):
+    """The registry admits no more pulls for now; later the same one may do."""
 
 
 class PolicyError(EnvironmentProblem):

@@ -30,6 +30,7 @@ class Progress:
     tokens: int = 0  # of executed actions, as the student writes them
     labels: int = 0
     missing: int = 0  # labels that were wanted and could not be had
+    waiting: int = 0  # episodes whose image the registry does not hand out yet
     told: float | None = None  # when the last line was due
 
     def turn(self, actor: str, tokens: int) -> None:
@@ -83,6 +84,7 @@ class Progress:
             f"{self.teacher_turns / max(1, self.turns):.0%} by the teacher",
             f"{self.labels:,} labels" + (f", {self.missing:,} missing" if self.missing else ""),
             f"cost {self.spent():,.2f}" if self.spent else "",
+            f"{self.waiting} wait: the registry limits pulls (docker login raises that)" if self.waiting else "",
             "" if left is None or self.episodes == self.total else f"{span(left)} left",
         ]
         return " · ".join(filter(None, parts))

@@ -24,7 +24,15 @@ from players import GREEDY, NO_LABELS, Crew, Local, casting, collected, jobs, lo
 from dagger_nb import config
 from dagger_nb.collector import Capacity, Cast, Collector, Labeller
 from dagger_nb.episode import Conditions, Limits, Plan
-from dagger_nb.errors import BudgetError, ConfigError, ContextError, EnvironmentProblem, PolicyError, SandboxError
+from dagger_nb.errors import (
+    BudgetError,
+    ConfigError,
+    ContextError,
+    EnvironmentProblem,
+    PolicyError,
+    PullLimit,
+    SandboxError,
+)
 from dagger_nb.experiment import Experiment, observation_cache
 from dagger_nb.fleet import CohortJob, Executor, run_job
 from dagger_nb.labelling import SECOND_TEMPERATURE, Labelled, ask_teacher, label_episode
@@ -427,6 +435,26 @@ def test_a_run_without_any_sandbox_ends_before_every_episode_is_spoilt(collector
         for job, *_ in collector(Busy(1), Desks(shut), Capacity(1, 2, 1)).run(work):
             numbers.append(job.number)
     assert numbers == [0, 1, 2, 3]
+
+
+def test_a_registry_that_limits_pulls_is_waited_for_and_delays_nobody_else(collector, train_tasks, monkeypatch):
+    monkeypatch.setattr("dagger_nb.collector.PAUSE_S", 0.05)
+    refused, heard = Counter(), []
+
+    class Limited(Desks):
+        def open(self, task: Task) -> Desk:
+            refused[task.instance_id] += task != train_tasks[0]
+            if task == train_tasks[3] or 1 <= refused[task.instance_id] <= 4:
+                raise PullLimit("toomanyrequests; docker login, or wait")
+            return super().open(task)
+
+    monkeypatch.setattr("dagger_nb.collector.PAUSES", 8)
+    found = collected(collector(Busy(3), Limited(), log=heard.append), jobs(train_tasks, alone()))
+    ends = [record.trajectories[0].stop for _, record in sorted(found.items())]
+    assert ends == [StopReason.FINISH] * 3 + [StopReason.INFRASTRUCTURE]
+    assert "docker login" in found[3].trajectories[0].detail and refused[train_tasks[3].instance_id] == 8
+    assert any("1/4 episodes" in line and "3 wait: the registry limits pulls" in line for line in heard)
+    assert "wait" not in heard[-1]
 
 
 def test_what_sandboxes_need_is_fetched_once_for_all_episodes_in_their_order(collector, train_tasks):

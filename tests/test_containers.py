@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from dagger_nb.errors import DataError, EnvironmentProblem, SandboxError
+from dagger_nb.errors import DataError, EnvironmentProblem, PullLimit, SandboxError
 from dagger_nb.evaluation.grades import Grade, Status
 from dagger_nb.evaluation.official import Official, marks
 from dagger_nb.sandboxes import factory_for
@@ -20,6 +20,7 @@ from dagger_nb.sandboxes.containers import archives, errors, protections, worksp
 from dagger_nb.sandboxes.containers.container import NO_PROGRAM, NO_TESTBED, Ended
 from dagger_nb.sandboxes.containers.lease import Owner, machine, owner, started_at
 from dagger_nb.sandboxes.containers.scripts import NO_START
+from dagger_nb.sandboxes.containers.shelf import Shelf
 from dagger_nb.settings import SandboxSettings
 from dagger_nb.tasks import generate
 
@@ -95,6 +96,17 @@ def test_the_guarantees_say_what_this_daemon_cannot_hold():
 )
 def test_the_daemon_s_words_have_a_next_step(words, step):
     assert errors.advice(words).count(step) == 1 if step else errors.advice(words) == ""
+
+
+def test_what_the_registry_may_hand_out_later_is_told_apart_from_what_it_never_does(monkeypatch):
+    shelf, words = Shelf(None, 1.0, None), ["toomanyrequests: You have reached your pull rate limit"]
+    monkeypatch.setattr(Shelf, "_pulled", lambda self, image: words[0])
+    with pytest.raises(PullLimit, match="image x is not here and may not be pulled yet .*docker login, or wait"):
+        shelf._pull("x")
+    words[0] = "manifest unknown"
+    with pytest.raises(SandboxError, match="cannot be pulled") as raised:
+        shelf._pull("x")
+    assert not isinstance(raised.value, PullLimit)
 
 
 # --- archives ---------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from typing import Any
 import docker
 from docker.errors import APIError, ImageNotFound
 
-from dagger_nb.errors import SandboxError
+from dagger_nb.errors import PullLimit, SandboxError
 from dagger_nb.sandboxes.containers.book import Book
 from dagger_nb.sandboxes.containers.errors import FAILURES, advice, explained, reason
 
@@ -35,8 +35,9 @@ FATES = {
     "lost": "cannot be had",
     "left": "left until they are needed",
 }
+_LIMITED = "toomanyrequests"
 _BUSY = "disk usage operation is already running"
-_FINAL = ("not found", "manifest unknown", "denied", "no space left", "invalid reference", "toomanyrequests")
+_FINAL = ("not found", "manifest unknown", "denied", "no space left", "invalid reference")
 
 Log = Callable[[str], None]
 
@@ -54,7 +55,7 @@ class Shelf:
         """Make sure that the image is here, pulling it when it is not, and note that it is used now.
 
         Raises:
-            SandboxError: it is neither here nor to be pulled; the message says why and what to do.
+            SandboxError: it is neither here nor to be pulled; the message says why and what to do. PullLimit: not yet.
         """
         if self._fetched(image):
             self.prune(keep={image})
@@ -133,6 +134,8 @@ class Shelf:
             why = self._pulled(image)
             if not why:
                 return
+            if _LIMITED in why.lower():
+                raise PullLimit(f"image {image} is not here and may not be pulled yet ({why}); {advice(why)}")
             if attempt == TRIES or any(sign in why.lower() for sign in _FINAL):
                 step = advice(why) or f"try `docker pull {image}` by hand"
                 raise SandboxError(f"image {image} is not on this machine and cannot be pulled ({why}); {step}")
