@@ -129,13 +129,15 @@ def report(settings: Settings, phases: Sequence[Usage]) -> str:
     """All of it as text, each with its formula; what was not measured is said to be assumed."""
     queries, tokens = teacher_tokens(settings, phases)
     count, pulled = pulls(settings)
-    spent, waiting = hours(phases), count / scale.value("pulls_per_hour")
+    spent, waiting, kept = hours(phases), count / scale.value("pulls_per_hour"), images_gb(settings)
+    again = f"; only {kept:,.0f} GB are kept (sandbox.images_gb), so that other recipes pull again what was removed"
     lines = [
         f"hours: {sum(spent.values()):,.0f} ({', '.join(f'{kind} {each:,.0f}' for kind, each in spent.items())})",
         f"teacher: {queries:,.0f} queries, {tokens.prompt:,} prompt tokens ({tokens.cached:,} cached), "
         f"{tokens.completion:,} completion tokens; {_bill(settings, tokens)}",
         "disk: " + ", ".join(f"{kind} {size:,.0f} GB" for kind, size in disk_gb(settings, phases).items()),
-        f"images: {count:,} pulled at the least, {pulled:,.0f} GB in all, {waiting:,.0f} hours at Docker Hub's limit",
+        f"images: {count:,} pulled at the least, {pulled:,.0f} GB in all, {waiting:,.0f} hours at Docker Hub's limit"
+        + (again if pulled > kept else ""),
     ]
     formulas = f"{__doc__.partition(chr(10))[2]}\nGPU memory:{memory.__doc__.partition(chr(10))[2]}"
     return "\n\n".join(

@@ -185,9 +185,11 @@ def test_a_served_plan_says_that_its_rates_are_assumed_and_where_from():
         "teacher: ",
         "disk: ",
         "images: ",
+        "only 200 GB are kept",
         "prefill_mfu",
     ):
         assert part in text
+    assert "GB are kept" not in str(plan.plan(config.load("qwen3-4b", {"sandbox.images_gb": 1e6})))
 
 
 def test_a_turn_of_one_model_follows_its_formula():
