@@ -276,7 +276,7 @@ def test_a_notebook_states_for_every_profile_what_it_needs_and_takes(number):
 def test_notebook_06_needs_docker_for_real_tasks_and_no_gpu(tmp_path, monkeypatch):
     monkeypatch.setattr(needs, "local_gpus", lambda: pytest.fail("a reader of results looks at no GPU"))
     said = needs.text(config.load("qwen3-4b"), "06", patches=28)
-    assert "collects and trains nothing" in said and "28 patches are graded, 3.5 minutes" in said  # 28 x 120 s / 16
+    assert "collects and trains nothing" in said and "28 patches are graded, 7.0 minutes" in said  # 28 x 120 s / 8
     row = needs.table("06", 28).loc["qwen3-4b"]
     assert (row.GPU, row.Docker, row.patches) == ("none", "yes", "28")
 
