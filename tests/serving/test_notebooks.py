@@ -152,7 +152,7 @@ def test_every_label_is_the_oracles_and_the_other_states_are_accounted_for(story
                 path = paths_by_key[label.instance_id, label.attempt]
                 assert label.action == teacher.label(known[path.instance_id], path.turns[: label.turn])
                 assert not (label.actor == "teacher" and label.lesson)
-    assert missing.keys() == {"malformed", "no answer"}
+    assert missing["malformed"] and missing.keys() <= {"malformed", "no answer"}  # which states refuse is chance
     assert "missing: " in printed(story.notebooks[4].output)
 
 
