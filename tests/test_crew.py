@@ -51,7 +51,8 @@ def crew(tiny_base, own_home, monkeypatch) -> Iterator[ServedCrew]:
     for role in ("student", "teacher"):
         monkeypatch.setattr(f"dagger_nb.serving.{role}_server", lambda *_, role=role, **__: Stand(role))
     monkeypatch.setattr("dagger_nb.crew.local_gpus", tuple)
-    served = {"student.back_end": "vllm", "student.path": str(tiny_base), "teacher.path": "some/teacher"}
+    teacher = {"teacher.path": "some/teacher", "teacher.style": "hermes"}
+    served = {"student.back_end": "vllm", "student.path": str(tiny_base), **teacher}
     with ServedCrew(config.load("smoke", served)) as found:
         yield found
     assert Stand.up == []
