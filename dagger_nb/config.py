@@ -19,7 +19,7 @@ from typing import Any
 from dagger_nb import paths
 from dagger_nb.errors import ConfigError
 from dagger_nb.profiles import PROFILES
-from dagger_nb.settings import GENERATED, HUB, TASK_FILES, Address, OneOf, Range, Settings, VariableName
+from dagger_nb.settings import GENERATED, HUB, SECRET, TASK_FILES, Limit, OneOf, Settings
 
 
 def load(profile: str, overrides: Mapping[str, object] | None = None) -> Settings:
@@ -103,12 +103,12 @@ def _checked(name: str, value: object) -> object:
         raise ConfigError(f"{name} = {value!r} is refused: it must be finite")
     for limit in limits:
         if not limit.admits(value):
-            shown = "(not shown)" if isinstance(limit, VariableName | Address) else repr(value)
+            shown = "(not shown)" if isinstance(limit, SECRET) else repr(value)
             raise ConfigError(f"{name} = {shown} is refused: it must be {limit}{_near_choice(value, limit)}")
     return value
 
 
-def _near_choice(value: object, limit: Range | OneOf | VariableName | Address) -> str:
+def _near_choice(value: object, limit: Limit) -> str:
     return nearest(value, limit.names) if isinstance(limit, OneOf) else ""
 
 

@@ -57,8 +57,13 @@ def downloads(settings: Settings) -> list[Check]:
 
 def _missing_gb(settings: Settings) -> float:
     """GB of the models that are no folders and not in the hub's cache."""
-    models = [settings.student.path, *([settings.teacher.path] if memory.teacher_here(settings) else [])]
-    return sum(shape_of(path).published_bytes for path in models if not _weights_here(path)) / memory.GB
+    missing = [path for path in _loaded(settings) if not _weights_here(path)]
+    return sum(shape_of(path).published_bytes for path in missing) / memory.GB
+
+
+def _loaded(settings: Settings) -> list[str]:
+    """The models that this machine loads: the student, and a teacher that is served here."""
+    return [settings.student.path, *([settings.teacher.path] if memory.teacher_here(settings) else [])]
 
 
 def _weights_here(path: str) -> bool:
@@ -192,9 +197,9 @@ def unreachable() -> str:
 def context(settings: Settings) -> Check:
     """Whether both models can read an episode of the profile's length."""
     wanted = settings.episode.context
-    models = [settings.student.path, *([settings.teacher.path] if memory.teacher_here(settings) else [])]
     try:
-        short = [f"{path} reads {shape_of(path).positions}" for path in models if shape_of(path).positions < wanted]
+        positions = {path: shape_of(path).positions for path in _loaded(settings)}
+        short = [f"{path} reads {reads}" for path, reads in positions.items() if reads < wanted]
     except DaggerError as error:
         return failed("context", error)
     if short:
@@ -227,7 +232,7 @@ def teacher(settings: Settings) -> Check:
 
 def budget(settings: Settings) -> list[Check]:
     """Whether the limits of a run admit what the plan says that each recipe takes; nothing where there are none."""
-    cap = tariff(settings.labels).run
+    prices, cap = tariff(settings.labels).prices, tariff(settings.labels).run
     if settings.teacher.scripted or cap == Cap():
         return []
     try:
@@ -235,7 +240,6 @@ def budget(settings: Settings) -> list[Check]:
         taken = {name: footprint.teacher_tokens(settings, [p for p in phases if _of(p, name)]) for name in RECIPES}
     except DaggerError as error:
         return [failed("budget", error)]
-    prices = tariff(settings.labels).prices
     over = {
         name: limit
         for name, (queries, tokens) in taken.items()

@@ -68,6 +68,9 @@ class Address:
         )
 
 
+Limit = Range | OneOf | VariableName | Address
+SECRET = VariableName | Address  # what these refuse may hold a key, and is not shown
+
 Count = Annotated[int, Range(0)]
 Positive = Annotated[int, Range(1)]
 Amount = Annotated[float, Range(0)]
