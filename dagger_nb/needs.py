@@ -10,7 +10,7 @@ from dagger_nb import config, footprint, memory
 from dagger_nb.gpus import local_gpus
 from dagger_nb.plan import Plan, grading, plan
 from dagger_nb.profiles import LAPTOP_GB, PROFILES
-from dagger_nb.settings import Settings
+from dagger_nb.settings import GENERATED, Settings
 from dagger_nb.usage import GRADE, Usage
 
 _RECIPES_OF = {"02": (), "03": ("base", "sft"), "04": ("dagger", "switch"), "05": (), "06": ()}
@@ -53,7 +53,13 @@ def phases(predicted: Plan, number: str, patches: int = 0) -> list[Usage]:
     recipes = _RECIPES_OF[number]
     found = [phase for phase in predicted.phases if phase.phase == _FIRST and number == "02"]
     found += [p for p in predicted.phases if p.phase != _FIRST and p.phase.partition(" ")[0] in recipes]
-    return found + ([grading("sample", patches, predicted.settings, predicted.rates)] if patches else [])
+    graded = patches + (gold_patches(predicted.settings) if number == "06" else 0)
+    return found + ([grading("sample", graded, predicted.settings, predicted.rates)] if graded else [])
+
+
+def gold_patches(settings: Settings) -> int:
+    """How many notebook 06 grades of exams whose instances are real; generated ones were validated one by one."""
+    return 0 if settings.tasks.source == GENERATED else settings.tasks.test + settings.tasks.unseen
 
 
 def _row(settings: Settings, number: str, patches: int) -> dict[str, object]:

@@ -10,7 +10,7 @@ import importlib.metadata
 import os
 import random
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,16 +18,15 @@ from typing import Any
 
 from dagger_nb import crew, footprint, memory, paths, plan, revisions
 from dagger_nb.background import result_of
-from dagger_nb.bill import Cap, tariff
+from dagger_nb.bill import Cap, Tariff, tariff
 from dagger_nb.checks import Check, disk, existing, failed
 from dagger_nb.errors import DaggerError, DataError
 from dagger_nb.evaluation.grading import refuse_unjudged, without_pytest
 from dagger_nb.gpus import local_gpus
-from dagger_nb.recipes import RECIPES
 from dagger_nb.settings import GENERATED, HUB, Settings
 from dagger_nb.shapes import shape_of
 from dagger_nb.tasks import hub
-from dagger_nb.usage import Usage
+from dagger_nb.usage import Usage, account
 
 GET_GPU = "run on a machine with one, or choose tiny or study, whose student and scripted teacher need none"
 
@@ -231,31 +230,57 @@ def teacher(settings: Settings) -> Check:
 
 
 def budget(settings: Settings) -> list[Check]:
-    """Whether the limits of a run admit what the plan says that each recipe takes; nothing where there are none."""
-    prices, cap = tariff(settings.labels).prices, tariff(settings.labels).run
-    if settings.teacher.scripted or cap == Cap():
+    """Whether the limits of runs and rounds admit what the plan says that they take; nothing where there are none."""
+    limits = tariff(settings.labels)
+    if settings.teacher.scripted or (limits.run, limits.round) == (Cap(), Cap()):
         return []
     try:
         phases = plan.plan(settings).phases
-        taken = {name: footprint.teacher_tokens(settings, [p for p in phases if _of(p, name)]) for name in RECIPES}
     except DaggerError as error:
         return [failed("budget", error)]
-    over = {
-        name: limit
-        for name, (queries, tokens) in taken.items()
-        if (limit := cap.why_not(round(queries), tokens.prompt + tokens.completion, prices.picos(tokens)))
-    }
-    if not over:
-        return [Check("budget", "ok", "each run is planned to stay within its limit")]
+    runs = _exceeding(settings, limits, limits.run, _grouped(phases, lambda phase: account(phase)[0]))
+    rounds = _exceeding(settings, limits, limits.round, _grouped(phases, lambda phase: _round(*account(phase))))
+    if not (runs or rounds):
+        return [Check("budget", "ok", "each run and round is planned to stay within its limit")]
+    over = " and ".join(
+        f"the plan of {_listed(names)} exceeds {limit} of a {what}"
+        for what, exceeding in (("run", runs), ("round", rounds))
+        for limit, names in exceeding.items()
+    )
     step = (
         "raise it, or ask less (labels.states, tasks.*). Labels beyond it are recorded as missing; a turn in which the "
         "teacher should act ends the run, which goes on where the limit is raised"
     )
-    return [Check("budget", "warn", f"the plan of {', '.join(over)} exceeds {' and '.join(set(over.values()))}", step)]
+    return [Check("budget", "warn", over, step)]
 
 
-def _of(phase: Usage, name: str) -> bool:
-    return phase.phase.partition(" ")[0] == name
+def _listed(names: Sequence[str], shown: int = 3) -> str:
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more
+
+
+def _round(recipe_name: str, round_: int) -> str:
+    return f"{recipe_name} round {round_}" if round_ else f"{recipe_name} exams"
+
+
+def _grouped(phases: Iterable[Usage], key: Callable[[Usage], str]) -> dict[str, list[Usage]]:
+    groups: dict[str, list[Usage]] = {}
+    for phase in phases:
+        groups.setdefault(key(phase), []).append(phase)
+    return groups
+
+
+def _exceeding(
+    settings: Settings, limits: Tariff, cap: Cap, groups: Mapping[str, Sequence[Usage]]
+) -> dict[str, list[str]]:
+    """Which groups of phases take more than `cap`: their names, by the part of the limit (in words)."""
+    found: dict[str, list[str]] = {}
+    for name, phases in groups.items():
+        queries, tokens = footprint.teacher_tokens(settings, phases)
+        limit = cap.why_not(round(queries), tokens.prompt + tokens.completion, limits.prices.picos(tokens))
+        if limit:
+            found.setdefault(limit, []).append(name)
+    return found
 
 
 async def _ask(settings: Settings) -> str:

@@ -71,6 +71,16 @@ def who_sits(recipe_name: str, exam: Exam) -> str:
     return "slips" if exam.slips else "student"
 
 
+def account(phase: Usage) -> tuple[str, int]:
+    """Whose budget a phase of a plan draws on: a recipe's run, and its round (0: exams).
+
+    >>> account(Usage("dagger collect 3", "mixed train")), account(Usage("sft test-slips", "slips test"))
+    (('dagger', 3), ('sft', 0))
+    """
+    name, what, *number = phase.phase.split()
+    return name, int(number[0]) if what == "collect" else 0
+
+
 def count(runs: Iterable[Experiment]) -> list[Usage]:
     """What some runs used, phase by phase in the order given; what has not run is left out.
 

@@ -396,6 +396,9 @@ def test_a_budget_that_ends_before_the_plan_is_told():
     (short,) = readiness.budget(served(labels__queries=150_000, **endpoint))
     assert short.status == "warn" and "150000 queries" in short.what and "goes on" in short.next_step
     assert "dagger" in short.what and "base" not in short.what
+    (round_,) = readiness.budget(served(labels__round_queries=50_000, **endpoint))
+    assert round_.status == "warn" and "exceeds 50000 queries of a round" in round_.what
+    assert "sft round 1" in round_.what and "base" not in round_.what and "dagger round 1" not in round_.what
 
 
 def test_a_model_of_unknown_shape_is_one_failed_line_and_no_crash():
