@@ -184,11 +184,11 @@ def base_model(folder: Path) -> Check:
     restore = f"git checkout -- {os.path.relpath(folder, paths.project())}"
     try:
         files = store.read_json(folder / "manifest.json")["files"]
-        wrong = [name for name, wanted in sorted(files.items()) if store.file_sha256(folder / name) != wanted]
+        wrong = store.changed_files(folder, files)
     except (DataError, OSError, KeyError, AttributeError, TypeError) as error:
-        return Check("base model", "fail", f"{folder}: no complete manifest or file ({error})", restore)
+        return Check("base model", "fail", f"{folder}: no manifest that can be read ({error})", restore)
     if wrong:
-        return Check("base model", "fail", f"{folder}: changed files: {', '.join(wrong)}", restore)
+        return Check("base model", "fail", f"{folder}: missing or changed files: {', '.join(wrong)}", restore)
     return Check("base model", "ok", f"{folder}, {len(files)} files as in its manifest")
 
 

@@ -267,3 +267,13 @@ def read_json(path: Path) -> Any:
 def file_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def changed_files(folder: Path, files: Mapping[str, str]) -> list[str]:
+    """Of `files` (name -> SHA-256, as a manifest has them) those that `folder` lacks or holds with other bytes, sorted.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    held = {name: file_sha256(folder / name) for name in files if (folder / name).exists()}
+    return sorted(name for name, wanted in files.items() if held.get(name) != wanted)

@@ -240,9 +240,8 @@ def test_another_tokenizer_or_a_missing_file_is_another_base_on_any_processor(re
     monkeypatch.setattr(compare, "on_dev", None)  # no rate can make up for them
     (rebuilt / "tokenizer.json").write_text((rebuilt / "tokenizer.json").read_text() + " ")
     (rebuilt / "generation_config.json").unlink()
-    assert compare.differing(rebuilt, COMMITTED) == ["generation_config.json", "tokenizer.json"]
     assert compare.main([str(rebuilt)]) == 1
-    assert "generation_config.json, tokenizer.json" in capsys.readouterr().out
+    assert "other bytes than the committed ones: generation_config.json, tokenizer.json\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("solved", "code"), [(25, 0), (8, 1)])

@@ -340,3 +340,5 @@ def test_doctor_checks_the_base_model_by_content(tmp_path: Path) -> None:
     assert doctor.base_model(tmp_path).status == "ok"
     (tmp_path / "weights.bin").write_bytes(b"edited")
     assert "changed files: weights.bin" in doctor.base_model(tmp_path).what
+    (tmp_path / "weights.bin").unlink()
+    assert "missing or changed files: weights.bin" in doctor.base_model(tmp_path).what

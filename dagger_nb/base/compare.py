@@ -20,16 +20,9 @@ from dagger_nb.errors import DaggerError, DataError
 from dagger_nb.evaluation import tables
 from dagger_nb.evaluation.comparison import comparison
 from dagger_nb.experiment import Experiment
-from dagger_nb.store import file_sha256, read_json
+from dagger_nb.store import changed_files, read_json
 
 WEIGHTS = "model.safetensors"
-
-
-def differing(folder: Path, committed: Path) -> list[str]:
-    """Files of the committed manifest that `folder` lacks or holds with other bytes, sorted."""
-    known = read_json(committed / "manifest.json")["files"]
-    held = {name: file_sha256(folder / name) for name in known if (folder / name).exists()}
-    return sorted(name for name in known if held.get(name) != known[name])
 
 
 def on_dev(name: str, folder: Path, profile: str) -> pd.DataFrame:
@@ -57,7 +50,7 @@ def compare(folder: Path, committed: Path, profile: str) -> bool:
     """
     if not (folder / WEIGHTS).exists():
         raise DataError(f"{folder} holds no {WEIGHTS}; build one: python -m dagger_nb.base.pretrain --out {folder}")
-    others = differing(folder, committed)
+    others = changed_files(folder, read_json(committed / "manifest.json")["files"])
     if not others:
         print(f"every file of {folder} has the committed SHA-256")
         return True
