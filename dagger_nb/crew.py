@@ -60,7 +60,7 @@ def sandboxes_at_once(settings: Settings) -> int:
 class ServedCrew(Executor):
     """Episodes of a student that vLLM serves, with the teacher that the settings name, hundreds at once.
 
-    The servers start with the first episodes and stop when the accelerator is needed for training.
+    The servers start with the first episodes and stop when their GPU is needed for training.
     """
 
     lockstep = False
@@ -79,10 +79,12 @@ class ServedCrew(Executor):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def close(self) -> None:
-        self.rest()
-
     def rest(self) -> None:
+        """Stop the servers where they hold a GPU; those of a CPU build are in nobody's way and keep their caches."""
+        if any(server.on_gpu for server in self._up):
+            self.close()
+
+    def close(self) -> None:
         self._servers.close()
         self._up = []
 
@@ -129,7 +131,7 @@ class ServedCrew(Executor):
 
         if self._up and all(server.running for server in self._up):
             return
-        self.rest()
+        self.close()
         for_student, for_teacher = self._shares()
         with ExitStack() as servers:
             if memory.teacher_here(self.settings):

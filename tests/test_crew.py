@@ -24,6 +24,7 @@ class Stand:
 
     up: list[str] = []
     refuses = ""
+    on_gpu = True
 
     def __init__(self, role: str) -> None:
         self.role, self.running, self.url = role, False, f"http://{role}"
@@ -110,6 +111,15 @@ def test_a_server_that_has_ended_is_started_again_with_the_other(crew, role):
     assert Stand.up == ["teacher", "student"] and not set(before) & set(crew._up)
     crew.rest()
     assert Stand.up == []
+
+
+def test_servers_that_hold_no_gpu_go_on_while_the_student_is_trained(crew, monkeypatch):
+    monkeypatch.setattr(Stand, "on_gpu", False)
+    crew._start()
+    before = list(crew._up)
+    crew.rest()
+    crew._start()
+    assert crew._up == before and Stand.up == ["teacher", "student"]
 
 
 def test_how_the_student_is_served_is_told_without_a_server(crew):

@@ -89,6 +89,11 @@ class Server:
         self._client.close()
 
     @property
+    def on_gpu(self) -> bool:
+        """Whether it holds memory of a GPU while it runs."""
+        return not self.engine.cpu
+
+    @property
     def running(self) -> bool:
         """Whether it was started and has not ended."""
         return self._process is not None and self._process.exit_code is None
