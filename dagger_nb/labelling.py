@@ -6,7 +6,8 @@ A teacher behind the Policy protocol may fail. A malformed answer is asked for o
 greedy (which would only repeat itself), whether the teacher acts or labels: its turn and its label of a state are one
 answer. Where the second is malformed too, its turn is executed as it is, an error that costs a turn and that the
 teacher reads in its next one, as any agent does; but it is no label, because the student would learn to say what no
-tool understands: the state counts as missing. So does one without an answer, or beyond the budget. Missing labels are
+tool understands: the state counts as missing. So does a call that the student's own format cannot say, one without an
+answer, or beyond the budget. Missing labels are
 recorded with their reason and never invented.
 """
 
@@ -108,10 +109,10 @@ async def label_episode(
     finally:
         for job in jobs:  # those that still wait when one of them has failed for good
             job.cancel()
-    pairs = list(zip(states, answers, strict=True))
-    labels = [_label(trajectory, t, a, policy.name, renderer) for t, a in pairs if isinstance(a, Action)]
-    missing = [_missing(trajectory, t, policy.name, *a) for t, a in pairs if not isinstance(a, Action)]
-    return Labelled(tuple(labels), tuple(missing))
+    pairs = zip(states, answers, strict=True)
+    found = [_outcome(trajectory, turn, answer, policy.name, renderer) for turn, answer in pairs]
+    labels = tuple(state for state in found if isinstance(state, Label))
+    return Labelled(labels, tuple(state for state in found if isinstance(state, Missing)))
 
 
 def states_to_label(turns: Sequence[Turn], states: str, k: int) -> tuple[int, ...]:
@@ -158,6 +159,18 @@ async def _answer(
         return "budget", str(error)
     except PolicyError as error:
         return "no answer", str(error)
+
+
+def _outcome(
+    trajectory: Trajectory, turn: Turn, answer: Action | tuple[str, str], name: str, renderer: Renderer
+) -> Label | Missing:
+    """The label that an answer is, or why there is none; what the student could not say it cannot learn to say."""
+    if isinstance(answer, Action):
+        label = _label(trajectory, turn, answer, name, renderer)
+        if renderer.means(label.token_ids, answer):
+            return label
+        answer = "malformed", "the student's format cannot say it"
+    return _missing(trajectory, turn, name, *answer)
 
 
 def _label(trajectory: Trajectory, turn: Turn, action: Action, name: str, renderer: Renderer) -> Label:

@@ -25,6 +25,7 @@ from dagger_nb.evaluation.grading import refuse_unjudged, without_pytest
 from dagger_nb.gpus import local_gpus
 from dagger_nb.settings import GENERATED, HUB, Settings
 from dagger_nb.shapes import shape_of
+from dagger_nb.students import use_template
 from dagger_nb.tasks import hub
 from dagger_nb.usage import Usage, account
 
@@ -33,7 +34,8 @@ GET_GPU = "run on a machine with one, or choose tiny or study, whose student and
 
 def served(settings: Settings) -> list[Check]:
     """Every check of a served profile, in the order of the table."""
-    checks = [*gpu(settings), vllm(settings), model("student", settings.student.path, settings.student.revision)]
+    student = settings.student
+    checks = [*gpu(settings), vllm(settings), model("student", student.path, student.revision, student.template)]
     return [*checks, *downloads(settings), context(settings), teacher(settings), *budget(settings), tasks(settings)]
 
 
@@ -126,8 +128,10 @@ def vllm(settings: Settings) -> Check:
 # --- models -------------------------------------------------------------------------------------------------------
 
 
-def model(name: str, path: str, revision: str) -> Check:
+def model(name: str, path: str, revision: str, template: str = "") -> Check:
     """Whether the model's tokenizer is here and its chat template can be used for tool calls and for training.
+
+    `template` is a file of the project that is used in the place of the model's own (`students.renderer_of`).
 
     What is looked at is what a run would load: the commit that is recorded, where there is one.
     """
@@ -143,6 +147,7 @@ def model(name: str, path: str, revision: str) -> Check:
     except (OSError, ValueError):
         return not_here(name, path, commit or revision)
     try:
+        use_template(tokenizer, template)
         refuse_template(tokenizer, trained=name == "student")
     except DaggerError as error:
         return failed(f"{name} model", error)

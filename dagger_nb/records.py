@@ -155,7 +155,8 @@ class Missing:
     """A state that was to be labelled and has no label.
 
     `reason` is "no answer" (the endpoint failed in spite of retries), "malformed" (two answers that are no call of a
-    tool) or "budget" (asking would have overrun a limit); `detail` says more.
+    tool, or one that the student's format cannot say) or "budget" (asking would have overrun a limit); `detail` says
+    more.
     """
 
     instance_id: str

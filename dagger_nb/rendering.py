@@ -66,6 +66,14 @@ class Renderer:
         ids = [i for i in token_ids if i != self.end_id]
         return scaffold.parse(self.tokenizer.decode(ids, skip_special_tokens=False))
 
+    def means(self, token_ids: Sequence[int], action: Action) -> bool:
+        """Whether ids, had they been sampled, would be executed as `action`: sampling stops at the first end of a turn.
+
+        Not every call can be said: a text with the format's own tags in it cannot, nor one that the tokenizer changes.
+        """
+        ids = tuple(token_ids)
+        return self.end_id in ids and self.parse(ids[: ids.index(self.end_id)]).same_call(action)
+
     def check_prefix(self, messages: Sequence[Mapping[str, Any]]) -> None:
         """Raise DataError where the rendering of a chat's beginning is not a prefix of the rendering of the chat."""
         whole = self._text(messages, speak=False)

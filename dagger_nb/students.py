@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dagger_nb import paths
 from dagger_nb.errors import DataError
@@ -69,12 +70,22 @@ def renderer_of(base: str, template: str = "", revision: str = "") -> Renderer:
         tokenizer = AutoTokenizer.from_pretrained(base, revision=commit)
     except OSError as error:
         raise no_checkpoint(base, error) from error
-    if template:
-        file = paths.project() / template
-        if not file.is_file():
-            raise DataError(f"student.template = {template!r}: no such file in {paths.project()}")
-        tokenizer.chat_template = file.read_text(encoding="utf-8")
+    use_template(tokenizer, template)
     return Renderer(tokenizer)
+
+
+def use_template(tokenizer: Any, template: str) -> None:
+    """Give a tokenizer the chat template in a file of the project; "" leaves it its own.
+
+    Raises:
+        DataError: there is no such file.
+    """
+    if not template:
+        return
+    file = paths.project() / template
+    if not file.is_file():
+        raise DataError(f"student.template = {template!r}: no such file in {paths.project()}")
+    tokenizer.chat_template = file.read_text(encoding="utf-8")
 
 
 def load_for_acting(version: Version) -> LocalStudent:

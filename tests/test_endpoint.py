@@ -7,8 +7,8 @@ import itertools
 import logging
 import random
 from collections import Counter
-from collections.abc import Callable, Coroutine
-from dataclasses import replace
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -26,7 +26,7 @@ from dagger_nb.policies import styles, teacher
 from dagger_nb.policies.admission import check
 from dagger_nb.policies.endpoint import OUTAGE, EndpointPolicy, Retries
 from dagger_nb.policies.oracle import OraclePolicy
-from dagger_nb.policies.protocol import Sampling, Usage
+from dagger_nb.policies.protocol import Answer, Sampling, Usage
 from dagger_nb.policies.wire import same_model
 from dagger_nb.records import Action, StopReason, Task, Trajectory, Turn, to_json
 from dagger_nb.settings import LabelSettings, TeacherSettings
@@ -535,6 +535,48 @@ def test_labels_through_an_endpoint_have_full_lineage_and_are_in_the_students_wo
         assert renderer.parse(label.token_ids) == label.action
 
 
+@dataclass(frozen=True)
+class Says:
+    """A teacher that gives one answer in every state."""
+
+    action: Action
+    name: str = "says"
+
+    async def answer(self, task: Task, turns: Sequence[Turn], sampling: Sampling, seed: int) -> Answer:
+        return Answer(self.action)
+
+
+@pytest.mark.parametrize(
+    ("thought", "command", "said"),
+    [
+        ("Look.", "grep '</tool_call>' parser.py", False),
+        ("A turn ends with <|im_end|>.", "ls", False),
+        ("It writes <tool_call> too often.", "ls", False),
+        ("Look.", "echo '<parameter=path>' '</function>'", True),
+    ],
+)
+def test_what_the_student_cannot_say_is_no_label(renderer, train_tasks, thought, command, said):
+    """Trained on it, the student would learn to end a turn too early, or a call that is read as another one."""
+    task, found = visited(train_tasks[0], 2)
+    action = Action(thought, "execute_bash", {"command": command})
+    got = asyncio.run(labelled(Says(action), task, found, renderer))
+    assert (len(got.labels), len(got.missing)) == ((2, 0) if said else (0, 2))
+    assert {(state.reason, state.detail) for state in got.missing} <= {
+        ("malformed", "the student's format cannot say it")
+    }
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("stray", ["<tool_call>", "</tool_call>", "<tool_call>\n<tool_call>"])
+def test_a_stray_tag_of_a_call_ends_the_thought(style, stray):
+    """As Qwen3-Coder sometimes opens a call twice; hermes reads such a reply as malformed, which is asked for again."""
+    message = written(Action("Look.", "execute_bash", {"command": "ls"}), style)
+    message = message | {"content": message["content"].replace("Look.", f"Look.\n{stray}\n")}
+    action = styles.read(message, style)
+    twice = style == "hermes" and stray != "</tool_call>"
+    assert action.malformed if twice else action == Action("Look.", "execute_bash", {"command": "ls"})
+
+
 @pytest.mark.parametrize("fault", ["empty", "unknown", "silent", "two"])
 def test_a_malformed_answer_is_asked_for_once_more_and_then_missing(server, file, renderer, train_tasks, fault):
     def one(*faults: str):
@@ -590,6 +632,9 @@ class Words:
 
     def action_ids(self, action: Action) -> tuple[int, ...]:
         return tuple(action.arguments["command"].encode())
+
+    def means(self, token_ids: Sequence[int], action: Action) -> bool:
+        return bytes(token_ids).decode() == action.arguments["command"]
 
 
 def money(counted: dict[str, int]) -> float:

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -125,6 +126,10 @@ def test_the_hybrid_models_template_is_refused_and_ours_is_not(tiny_base, tmp_pa
     tokenizer.save_pretrained(tmp_path)
     refused = readiness.model("student", str(tmp_path), "")
     assert refused.status == "fail" and "template" in refused.what and refused.next_step
+    for profile in ("qwen3-0.6b", "qwen3-8b"):  # what a run would use counts
+        settings = config.load(profile, {"student.path": str(tmp_path), "serving.python": sys.executable})
+        found = {check.name: check for check in readiness.served(settings)}
+        assert found["student model"].status == "ok", found["student model"]
     tokenizer.chat_template = (paths.data() / "models" / "qwen3.jinja").read_text(encoding="utf-8")
     tokenizer.save_pretrained(tmp_path)
     assert readiness.model("student", str(tmp_path), "").status == "ok"

@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dagger_nb import scaffold
@@ -133,6 +133,11 @@ def _write_hermes(function: Mapping[str, Any]) -> str:
     return f"<tool_call>\n{json.dumps(function, ensure_ascii=False)}\n</tool_call>"
 
 
+def _read_hermes(text: str) -> Action:
+    action = scaffold.parse(text)
+    return replace(action, thought=_thought(action.thought))
+
+
 def _write_coder(function: Mapping[str, Any]) -> str:
     values = "".join(
         f"<parameter={name}>\n{value if isinstance(value, str) else json.dumps(value)}\n</parameter>\n"
@@ -148,6 +153,7 @@ def _write_text(function: Mapping[str, Any]) -> str:
 # A value may hold the closing tags: it ends at the last one before the next parameter or the end.
 _FUNCTION = re.compile(r"<function=([^>\n]*)>(.*?)</function>\s*(?=</tool_call>|<tool_call>|<function=|\Z)", re.DOTALL)
 _PARAMETER = re.compile(r"<parameter=([^>\n]*)>\n?(.*?)\n?</parameter>\s*(?=<parameter=|\Z)", re.DOTALL)
+_TAG = re.compile(r"</?tool_call>")
 _FENCE = re.compile(r"^```(?:json)?[ \t]*\n(.*?)\n```[ \t]*$", re.DOTALL | re.MULTILINE)
 
 
@@ -157,8 +163,7 @@ def _read_coder(text: str) -> Action:
         return _malformed(text, f"{'more than one' if calls else 'no'} <function=...> in the reply")
     name, body = calls[0][1].strip(), calls[0][2]
     arguments = {key.strip(): _value(name, key.strip(), value) for key, value in _PARAMETER.findall(body)}
-    thought = text[: calls[0].start()].rstrip().removesuffix("<tool_call>").strip()
-    return _checked(thought, name, arguments, text)
+    return _checked(text[: calls[0].start()], name, arguments, text)
 
 
 def _value(tool: str, parameter: str, value: str) -> Any:
@@ -182,7 +187,7 @@ def _read_text(text: str) -> Action:
     calls = list(_FENCE.finditer(text))
     if len(calls) != 1:
         return _malformed(text, f"{'more than one' if calls else 'no'} fenced block in the reply")
-    thought = text[: calls[0].start()].strip()
+    thought = text[: calls[0].start()]
     try:
         call = json.loads(calls[0][1])
     except (ValueError, RecursionError):
@@ -200,15 +205,21 @@ def _from_json(thought: str, name: Any, arguments: Any, raw: str) -> Action:
         return _malformed(raw, "the arguments are not valid JSON")
     if not isinstance(found, dict):
         return _malformed(raw, "the arguments are not an object")
-    return _checked(thought.strip(), name, found, raw)
+    return _checked(thought, name, found, raw)
 
 
-def _checked(thought: str, name: Any, arguments: Mapping[str, Any], raw: str) -> Action:
+def _checked(said: str, name: Any, arguments: Mapping[str, Any], raw: str) -> Action:
+    """The action of a call and of what was said before it."""
     try:
         json.dumps(arguments, ensure_ascii=False).encode()
     except ValueError:  # half a surrogate pair is no text that can be kept
         return _malformed(raw, "the arguments are not valid text")
-    return scaffold.canonical_action(thought, name, arguments, raw)
+    return scaffold.canonical_action(_thought(said), name, arguments, raw)
+
+
+def _thought(said: str) -> str:
+    """What was said before a call, up to a stray tag of one, which no student should learn to write."""
+    return _TAG.split(said, maxsplit=1)[0].strip()
 
 
 def _malformed(raw: str, error: str) -> Action:
@@ -227,7 +238,7 @@ WRITTEN: Mapping[str, Written] = {
         f"# Tools\n\nThe signatures of the functions are within <tools></tools>:\n<tools>\n{_schemas()}\n</tools>\n\n"
         f'{_ONE_CALL}<tool_call>\n{{"name": <function-name>, "arguments": <args-json-object>}}\n</tool_call>',
         _write_hermes,
-        scaffold.parse,
+        _read_hermes,
     ),
     "qwen3_coder": Written(
         f"# Tools\n\nThe signatures of the functions are within <tools></tools>:\n<tools>\n{_schemas()}\n</tools>\n\n"
