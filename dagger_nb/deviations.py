@@ -119,8 +119,9 @@ DEVIATIONS: tuple[Deviation, ...] = (
         ("tasks.unseen",),
     ),
     Deviation(
-        "prompts, longest answer and loop rule are not published",
-        "our prompts; {s.episode.max_new_tokens:,} tokens an answer; {s.episode.loop_repeats} equal turns end it",
+        "prompts, longest answer, longest observation and loop rule are not published",
+        "our prompts; {s.episode.max_new_tokens:,} tokens an answer; {s.episode.observation_chars:,} characters an "
+        "observation, whose middle is cut; {s.episode.loop_repeats} equal turns end it",
         "something had to be chosen; all of it is in the run's configuration",
     ),
     Deviation(

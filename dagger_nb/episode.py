@@ -33,6 +33,7 @@ class Limits:
     context: int = _USUAL.context
     loop_repeats: int = _USUAL.loop_repeats
     command_timeout_s: float = _USUAL.command_timeout_s
+    observation_chars: int = _USUAL.observation_chars
     seconds: float | None = None
 
 
@@ -178,8 +179,10 @@ def rendered_move(actor: str, action: Action, choice: Choice, renderer: Renderer
 
 def observe(episode: Episode, move: Move) -> str:
     """Execute a move and return what came back. Raises SandboxError."""
-    timeout_s = episode.conditions.limits.command_timeout_s
-    return scaffold.execute(move.action, episode.sandbox, timeout_s=timeout_s)
+    limits = episode.conditions.limits
+    return scaffold.execute(
+        move.action, episode.sandbox, timeout_s=limits.command_timeout_s, chars=limits.observation_chars
+    )
 
 
 def record(episode: Episode, move: Move, observation: str, renderer: Renderer) -> tuple[int, ...]:

@@ -237,7 +237,13 @@ class Experiment:
         self, mixer: Mixer, student: Version, temperature: float, *, slips: bool = False, shadow: bool = False
     ) -> Conditions:
         episode, seed = self.settings.episode, self.settings.seed
-        limits = Limits(episode.max_turns, episode.context, episode.loop_repeats, episode.command_timeout_s)
+        limits = Limits(
+            episode.max_turns,
+            episode.context,
+            episode.loop_repeats,
+            episode.command_timeout_s,
+            episode.observation_chars,
+        )
         return Conditions(
             mixer=mixer,
             sampling=Sampling(temperature, episode.top_p, episode.max_new_tokens),

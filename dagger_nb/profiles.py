@@ -20,6 +20,7 @@ _SERVED: Mapping[str, object] = {
     "episode.top_p": 0.9,
     "episode.cohort": 1,  # a file an episode: a killed run loses no finished one
     "episode.command_timeout_s": 120.0,
+    "episode.observation_chars": 10_000,  # a hundred lines of most files; some 2,500 tokens
     "student.path": "Qwen/Qwen3-4B-Instruct-2507",
     "student.template": "",
     "student.quantise": True,

@@ -15,10 +15,11 @@ from typing import Any
 
 from dagger_nb.records import Action, Task, Turn
 from dagger_nb.sandboxes.protocol import Sandbox
+from dagger_nb.settings import EpisodeSettings
 
 SYSTEM_PROMPT = "You repair the repository in /testbed. Each turn: a short thought, then one tool call."
 
-OBSERVATION_CHARS = 2000
+OBSERVATION_CHARS = EpisodeSettings().observation_chars
 
 
 def _tool(name: str, description: str, properties: dict[str, Any], required: list[str]) -> dict[str, Any]:
@@ -149,11 +150,12 @@ def _malformed(raw: str, error: str) -> Action:
 # --- execution --------------------------------------------------------------------------------------------
 
 
-def execute(action: Action, sandbox: Sandbox, *, timeout_s: float | None = None) -> str:
-    """Run an action and return its observation, at most OBSERVATION_CHARS long (cut in the middle, marked).
+def execute(action: Action, sandbox: Sandbox, *, timeout_s: float | None = None, chars: int = OBSERVATION_CHARS) -> str:
+    """Run an action and return its observation.
 
     Args:
         timeout_s: wall-clock limit of one command, seconds; None for the sandbox's own.
+        chars: how many characters of an output or a file are shown; the middle of a longer one is cut, and marked.
 
     Raises:
         SandboxError: the sandbox itself failed.
@@ -163,13 +165,13 @@ def execute(action: Action, sandbox: Sandbox, *, timeout_s: float | None = None)
     if action.tool == "finish":
         return ""
     if action.tool == "execute_bash":
-        return _bash(action.arguments["command"], sandbox, timeout_s)
-    return _clip(_edit(action.arguments, sandbox))
+        return _bash(action.arguments["command"], sandbox, timeout_s, chars)
+    return _clip(_edit(action.arguments, sandbox), chars)
 
 
-def _bash(command: str, sandbox: Sandbox, timeout_s: float | None) -> str:
+def _bash(command: str, sandbox: Sandbox, timeout_s: float | None, chars: int) -> str:
     result = sandbox.run(command, timeout_s)
-    body = _clip(result.output.rstrip("\n"))
+    body = _clip(result.output.rstrip("\n"), chars)
     if result.timed_out:
         return f"{body}\nERROR: timed out".lstrip("\n")
     if not result.exit_code:
@@ -246,10 +248,10 @@ _EDITS: Mapping[str, Callable[[Mapping[str, Any], Sandbox], str]] = {
 }
 
 
-def _clip(text: str) -> str:
-    if len(text) <= OBSERVATION_CHARS:
+def _clip(text: str, chars: int) -> str:
+    if len(text) <= chars:
         return text
-    half = OBSERVATION_CHARS // 2
+    half = chars // 2
     return f"{text[:half]}\n... {len(text) - 2 * half} characters cut ...\n{text[-half:]}"
 
 

@@ -113,6 +113,7 @@ class EpisodeSettings:
     top_p: Annotated[float, Range(0, 1, open=True)] = 0.9
     cohort: Positive = 32  # episodes of one file, written whole; a local student decodes them together
     command_timeout_s: Rate = 60.0
+    observation_chars: Annotated[int, Range(200)] = 2_000  # of one observation; a longer one loses its middle
 
 
 @dataclass(frozen=True, slots=True)

@@ -322,6 +322,16 @@ def test_slips_replace_student_turns_at_their_rate_and_are_told_apart(renderer, 
     assert {turn.actor for turn in sure.turns} == {"teacher"}  # the teacher never slips
 
 
+@pytest.mark.parametrize("chars", [200, 400])
+def test_an_observation_is_as_long_as_the_episode_allows(renderer, train_tasks, chars):
+    task = train_tasks[0]
+    path = max(task.files, key=lambda path: len(task.files[path]))
+    view = '<tool_call>\n{"name": "str_replace_editor", "arguments": {"command": "view", "path": "%s"}}\n</tool_call>'
+    found = trajectory(renderer, task, [view % path, FINISH], limits=Limits(observation_chars=chars))
+    head, mark, _ = found.turns[0].observation.partition("\n... ")
+    assert mark and len(head) == chars // 2
+
+
 # --- the end of an episode -----------------------------------------------------------------------------------
 
 

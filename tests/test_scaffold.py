@@ -139,6 +139,10 @@ def test_long_observations_lose_their_middle_and_say_how_much():
     assert bash(text, 1).endswith("b\n[exit 1]")
     view = scaffold.execute(edit("view"), Files({"a.py": text}))
     assert view.startswith("1 aaa") and "1002 characters cut" in view
+    assert "1002 characters cut" not in scaffold.execute(edit("view"), Files({"a.py": text}), chars=3002)
+    run = Action("", "execute_bash", {"command": "x"})
+    longer = scaffold.execute(run, Files({}, CommandResult(text, 0, False)), chars=2500)
+    assert "... 500 characters cut ..." in longer
 
 
 # --- malformed calls -----------------------------------------------------------------------------------------
