@@ -22,7 +22,7 @@ from dagger_nb.errors import ConfigError, EnvironmentProblem, PolicyError, PullL
 from dagger_nb.labelling import Labelled, ask_teacher
 from dagger_nb.policies.protocol import Answer, Policy, Sampling
 from dagger_nb.progress import Progress
-from dagger_nb.records import Task, Trajectory
+from dagger_nb.records import StopReason, Task, Trajectory
 from dagger_nb.rendering import Renderer
 from dagger_nb.sandboxes.protocol import SandboxFactory
 from dagger_nb.store import CohortRecord
@@ -126,6 +126,7 @@ class _Run:
         self._doors = ThreadPoolExecutor(self.capacity.commands, "door")  # opening may pull an image; commands go on
         self._with_sandbox: set[Episode] = set()
         self._unopened = 0  # in a row
+        self._unanswered = 0  # episodes in a row that a policy ended
 
     async def collect(self, jobs: Sequence[CohortJob], report: Callable[[Result], None]) -> None:
         async with AsyncExitStack() as stack:
@@ -210,10 +211,21 @@ class _Run:
                 move = await self._move(episode, cast)
                 observation = await _in(self._commands, core.observe, episode, move)
                 core.record(episode, move, observation, self.renderer)
+                self._unanswered = 0
                 core.stop_late(episode, began)
                 self.progress.turn(move.actor, len(move.token_ids))
-        except (SandboxError, PolicyError) as error:
+        except SandboxError as error:
             core.fail(episode, error)
+        except PolicyError as error:
+            core.fail(episode, error)
+            if episode.stop is StopReason.INFRASTRUCTURE:  # and no context that is full
+                self._refuse_more(error)
+
+    def _refuse_more(self, error: PolicyError) -> None:
+        """End the run where no episode has come any further, before its models have failed every one."""
+        self._unanswered += 1
+        if self._unanswered == 2 * self.capacity.sandboxes:
+            raise EnvironmentProblem(f"{self._unanswered} episodes in a row ended without an answer, the last: {error}")
 
     async def _move(self, episode: Episode, cast: Cast) -> Move:
         choice = core.choose(episode)

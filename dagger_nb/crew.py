@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dagger_nb import memory, paths
+from dagger_nb.background import result_of
 from dagger_nb.errors import ConfigError
 from dagger_nb.fleet import CohortJob, Executor, Fleet
 from dagger_nb.gpus import local_gpus
@@ -117,6 +118,7 @@ class ServedCrew(Executor):
         if not jobs:
             return
         self._start()
+        result_of(self._admitted(jobs[0]))
         episodes = self.settings.serving.concurrency
         capacity = Capacity(episodes, sandboxes=episodes, commands=self.settings.workers)
         with factory_for(self.settings.sandbox, cache=jobs[0].cache) as factory:
@@ -167,6 +169,14 @@ class ServedCrew(Executor):
             teacher, spent = await self._labeller(account, stack) if self._asks else (OraclePolicy(), None)
             yield Cast(student, teacher, partial(self._label, teacher), self._teaching, spent)
 
+    async def _admitted(self, job: CohortJob) -> None:
+        """Have the teacher examined before images are pulled for hours; its answers are kept, and asked for once."""
+        from dagger_nb.bill import Account
+
+        if self._asks:
+            async with AsyncExitStack() as stack:
+                await self._labeller(Account(job.run, job.round), stack)
+
     @property
     def _asks(self) -> bool:
         return not self.settings.teacher.scripted
@@ -187,7 +197,7 @@ class ServedCrew(Executor):
             concurrency=self.settings.serving.concurrency,
         )
         await stack.enter_async_context(policy)
-        await check(policy, student=self.settings.student.path, context=self.settings.episode.context)
+        await check(policy, **admission(self.settings))
         return policy, bill.spent
 
     async def _label(self, teacher: Policy, task: Task, trajectory: Trajectory) -> Labelled:
@@ -205,8 +215,17 @@ class ServedCrew(Executor):
 
     @property
     def _teaching(self) -> Sampling:
-        episode = self.settings.episode
-        return Sampling(episode.temperature, episode.top_p, episode.max_new_tokens)
+        return teaching(self.settings)
+
+
+def teaching(settings: Settings) -> Sampling:
+    """How a teacher that is a model samples, whether it acts or labels."""
+    return Sampling(settings.episode.temperature, settings.episode.top_p, settings.episode.max_new_tokens)
+
+
+def admission(settings: Settings) -> dict[str, Any]:
+    """What a teacher is examined for (`policies.admission.check`)."""
+    return {"student": settings.student.path, "context": settings.episode.context, "sampling": teaching(settings)}
 
 
 def _answers() -> AnswerFile:

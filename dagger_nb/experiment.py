@@ -268,6 +268,7 @@ class Experiment:
             with self.store.alone():
                 found |= self._settled(group, [job for job in jobs if job.number not in found])  # as in `train`
                 self._play(group, [job for job in jobs if job.number not in found], title, len(jobs))
+                self._play_again(group, jobs, title)
         return [found.get(job.number) or self.store.read_cohort(group, job.number) for job in jobs]
 
     def _play(self, group: str, jobs: Sequence[CohortJob], title: str, total: int) -> None:
@@ -279,6 +280,19 @@ class Experiment:
             whole = known.mended(record) if known else record
             self.store.write_cohort(group, job.number, whole)
             self.log(progress_line(title, done, total, whole, seconds))
+
+    def _play_again(self, group: str, jobs: Sequence[CohortJob], title: str) -> None:
+        """Run once more what infrastructure failed, now that all others are done: a round is trained on as it is then.
+
+        Episodes that depend on each other would all run again; those wait for the next process.
+        """
+        if self.fleet.lockstep:
+            return
+        records = {job.number: self.store.read_cohort(group, job.number) for job in jobs}
+        lost = [job for job in jobs if any(map(_broken, records[job.number].trajectories))]
+        if lost:
+            self.log(f"{title} · cohorts with episodes that the infrastructure failed, run once more: {len(lost)}")
+            self._play(group, lost, title, len(jobs))
 
     def _settled(self, group: str, jobs: Sequence[CohortJob]) -> dict[int, CohortRecord]:
         """The cohorts that are done; what infrastructure failed in the others is run again by the next process."""

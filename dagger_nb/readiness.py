@@ -298,7 +298,7 @@ async def _ask(settings: Settings) -> str:
     with TemporaryDirectory() as folder, closing(AnswerFile(Path(folder) / "answers.sqlite")) as file:
         bill = Bill(file, Account("doctor", 0), tariff(settings.labels))
         async with EndpointPolicy(settings.teacher, bill, jitter=random.Random(0), retries=retries) as policy:
-            return await check(policy, student=settings.student.path, context=settings.episode.context)
+            return await check(policy, **crew.admission(settings))
 
 
 # --- tasks and containers -------------------------------------------------------------------------------------------

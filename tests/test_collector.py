@@ -437,6 +437,22 @@ def test_a_run_without_any_sandbox_ends_before_every_episode_is_spoilt(collector
     assert numbers == [0, 1, 2, 3]
 
 
+def test_models_that_answer_nobody_end_the_run_before_every_episode_is_spoilt(collector, train_tasks):
+    async def refuse(task: Task, turns: Sequence[Turn]) -> None:
+        if task.instance_id not in lucky:
+            raise PolicyError("status 401: Unauthorized")
+
+    work = jobs([replace(train_tasks[0], instance_id=f"task-{n:02d}") for n in range(20)], alone())
+    lucky = {f"task-{n:02d}" for n in range(0, 20, 4)}
+    found = collected(collector(Busy(1, refuse), Desks(), Capacity(1, 2, 1)), work)
+    assert sum(record.trajectories[0].stop is StopReason.INFRASTRUCTURE for record in found.values()) == 15
+    lucky, numbers = {"task-00"}, []
+    with pytest.raises(EnvironmentProblem, match="4 episodes in a row .* 401"):
+        for job, *_ in collector(Busy(1, refuse), Desks(), Capacity(1, 2, 1)).run(work):
+            numbers.append(job.number)
+    assert numbers == [0, 1, 2, 3]
+
+
 def test_a_registry_that_limits_pulls_is_waited_for_and_delays_nobody_else(collector, train_tasks, monkeypatch):
     monkeypatch.setattr("dagger_nb.collector.PAUSE_S", 0.05)
     refused, heard = Counter(), []

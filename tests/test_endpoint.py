@@ -7,7 +7,7 @@ import itertools
 import logging
 import random
 from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,7 +27,7 @@ from dagger_nb.policies.admission import check
 from dagger_nb.policies.endpoint import OUTAGE, EndpointPolicy, Retries
 from dagger_nb.policies.oracle import OraclePolicy
 from dagger_nb.policies.protocol import Answer, Sampling, Usage
-from dagger_nb.policies.wire import same_model
+from dagger_nb.policies.wire import Failure, same_model
 from dagger_nb.records import Action, StopReason, Task, Trajectory, Turn, to_json
 from dagger_nb.settings import LabelSettings, TeacherSettings
 
@@ -340,6 +340,53 @@ def test_an_endpoint_that_is_gone_stops_the_run(server, file):
     assert len(calls_table(file, "run")) == 0  # never reached: nothing can have been charged
 
 
+def test_an_endpoint_that_refuses_everything_stops_the_run_too(server, file):
+    """A parameter that it does not take, say; a day of episodes would each lose its labels, one by one."""
+
+    async def many(policy: EndpointPolicy) -> list[BaseException]:
+        jobs = (policy.reply(state(next(FRESH)), GREEDY, 0) for _ in range(OUTAGE + 1))
+        return await asyncio.gather(*jobs, return_exceptions=True)
+
+    server.next(*["400"] * (OUTAGE + 1))
+    kinds = Counter(type(error) for error in asked(server, file, many))
+    assert kinds == {PolicyError: OUTAGE - 1, EnvironmentProblem: 2}
+
+
+def test_an_endpoint_that_answered_before_is_waited_for(server, file):
+    """A restart of a teacher's server at night costs minutes, no labels and no episodes."""
+
+    async def use(policy: EndpointPolicy) -> list[int]:
+        await policy.reply(state(next(FRESH)), GREEDY, 0)
+        server.next(*["500"] * 30)
+        jobs = (policy.reply(state(next(FRESH)), GREEDY, 0) for _ in range(3))
+        return await asyncio.gather(*jobs)
+
+    server.next("ok")
+    assert len(asked(server, file, use)) == 3
+    server.next("ok")
+    with pytest.raises(EnvironmentProblem, match="Run the same command again"):
+        asked(server, file, use, retries=replace(QUICK, outage_s=0.02))
+    server.next("ok", *["ok"] * 40)
+
+
+def test_one_request_that_fails_beside_others_that_are_answered_is_given_up(server, file, monkeypatch):
+    bad, plain = next(FRESH), EndpointPolicy._try
+
+    async def breaking(policy: EndpointPolicy, key: str, body: Mapping[str, Any]) -> Any:
+        if body["messages"][-1]["content"] == f"state {bad}":
+            raise Failure("the server stumbles over this one", again=True)
+        return await plain(policy, key, body)
+
+    async def use(policy: EndpointPolicy) -> BaseException | None:
+        failing = asyncio.ensure_future(policy.reply(state(bad), GREEDY, 0))
+        while not failing.done():
+            await policy.reply(state(next(FRESH)), GREEDY, 0)
+        return failing.exception()
+
+    monkeypatch.setattr(EndpointPolicy, "_try", breaking)
+    assert type(asked(server, file, use)) is PolicyError
+
+
 @pytest.mark.parametrize("words", ["maximum context length is 4096 tokens", "context_length_exceeded"])
 def test_a_chat_too_long_for_the_model_is_told_from_a_failure(server, file, words):
     server.next(f"400:{words}")
@@ -455,6 +502,16 @@ def test_a_model_that_calls_no_tools_is_refused_with_the_style_that_may_do(serve
     server.next("silent", "silent")
     with pytest.raises(ConfigError, match="choose a model"):
         asked(server, file, check, settings=replace(PATIENT, style="text"))
+
+
+def test_an_endpoint_is_asked_as_the_run_will_ask_it(server, file):
+    hot = Sampling(0.7, 0.9, 64)
+    assert MODEL in asked(server, file, lambda policy: check(policy, sampling=hot))
+    request = server.count()["requests"][-1]
+    assert (request["temperature"], request["top_p"], request["seed"]) == (0.7, 0.9, 2**31 - 1)
+    server.next("400:seed is no 32-bit integer")
+    with pytest.raises(PolicyError, match="seed is no 32-bit integer"):
+        asked(server, file, lambda policy: check(policy, sampling=replace(hot, top_p=0.8)), run="other")
 
 
 def test_a_model_that_stumbles_once_or_was_given_a_parser_since_is_admitted(server, file):

@@ -429,6 +429,28 @@ def test_of_episodes_that_do_not_depend_on_each_other_only_the_spoilt_one_is_run
     assert [after.trajectories[i] == before.trajectories[i] for i in (0, 2)] == [True, True]
 
 
+class Passing(Apart):
+    """A fleet whose infrastructure is mended after the first time that it failed."""
+
+    def run(self, jobs: Sequence[CohortJob]) -> Iterator[tuple[CohortJob, CohortRecord, float]]:
+        yield from super().run(jobs)
+        self.bad = ()
+
+
+def test_episodes_that_infrastructure_failed_run_once_more_when_the_others_are_done(tiny_base, own_home):
+    """A round is trained on as it is then, and trouble that has passed should not cost it episodes."""
+    few = {"tasks__tasks_per_round": 3, "episode__cohort": 3, "episode__max_turns": 2}
+    names = [task.instance_id for task in experiment(tiny_base, **few).training_tasks(1)]
+    told: list[str] = []
+    fleet = Passing(names[1])
+    (record,) = Experiment("dagger", small(tiny_base, **few), fleet, told.append).collect(1)
+    assert fleet.ran == [*names, names[1]] and any("run once more: 1" in line for line in told)
+    assert StopReason.INFRASTRUCTURE not in {path.stop for path in record.trajectories}
+    fleet = Passing()
+    Experiment("dagger", small(tiny_base, **few), fleet, silent).collect(1)
+    assert fleet.ran == []
+
+
 def test_what_a_killed_training_was_fitted_to_is_not_collected_again(tiny_base, own_home, monkeypatch):
     fleet = Unlucky()
     first = Experiment("dagger", small(tiny_base), fleet, silent)

@@ -102,6 +102,15 @@ def test_close_leaves_nothing_of_the_tree(tmp_path, monkeypatch):
     held.close()
 
 
+def test_a_server_inherits_nobodys_key(monkeypatch):
+    """vLLM would ask for it, and the students' calls carry none."""
+    monkeypatch.setenv("VLLM_API_KEY", "secret")
+    monkeypatch.setenv("TEACHER_API_KEY", "secret")
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "3")
+    given = engine.environment(CPU)
+    assert "secret" not in given.values() and given["VLLM_CPU_KVCACHE_SPACE"] == "3"
+
+
 def test_a_killed_parent_leaves_nothing_of_the_tree(tmp_path):
     root = Path(process.__file__).parents[2]
     parent = subprocess.Popen(

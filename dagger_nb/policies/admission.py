@@ -1,4 +1,4 @@
-"""Whether an endpoint can label at all, found out before hours are spent: one list, and one small call or two."""
+"""Whether an endpoint can label at all, found out before hours are spent: one list, and two or three small calls."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ PROBE = (
     {"role": "user", "content": "List the files in /testbed with the tool execute_bash and the command ls."},
 )
 PROBE_TOKENS = 512
+GREEDY = Sampling(max_new_tokens=PROBE_TOKENS)
 
 
-async def check(policy: EndpointPolicy, *, student: str = "", context: int = 0) -> str:
+async def check(policy: EndpointPolicy, *, student: str = "", context: int = 0, sampling: Sampling = GREEDY) -> str:
     """Refuse an endpoint that cannot label, and else say what was found. Billed as any call, and kept as any answer.
 
     Args:
         student: the student's folder or hub id, which must not stand behind the endpoint.
         context: tokens that an episode may have (0: not checked); checked where the server says what it admits.
+        sampling: as the run will ask; where it leaves much to chance, some servers refuse a seed or a top-p.
 
     Raises:
         PolicyError: the server or its key does not work. ConfigError: the model, its context or the way it calls
@@ -39,6 +41,8 @@ async def check(policy: EndpointPolicy, *, student: str = "", context: int = 0) 
     _refuse_student(policy, row, student)
     _refuse_context(policy, row, context)
     _refuse_style(policy, await _said(policy))
+    if sampling.temperature:
+        await policy.reply(PROBE, sampling, seed=-1)  # the largest that is sent
     return f"{policy.name} at {settings.endpoint} calls tools in the style {settings.style!r}"
 
 
@@ -47,10 +51,9 @@ async def _said(policy: EndpointPolicy) -> Reply:
 
     A model may stumble once, and a server may have been given the right parser since.
     """
-    sampling = Sampling(max_new_tokens=PROBE_TOKENS)
-    reply, _ = await policy.reply(PROBE, sampling, seed=0)
+    reply, _ = await policy.reply(PROBE, GREEDY, seed=0)
     if styles.read(reply["message"], policy.settings.style).malformed:
-        reply, _ = await policy.reply(PROBE, sampling, seed=0, anew=True)
+        reply, _ = await policy.reply(PROBE, GREEDY, seed=0, anew=True)
     return reply
 
 

@@ -3,8 +3,9 @@
 An answer that was kept is found again; only else is the server asked. There is one retry policy, ours (the client
 library's own is off): timeouts, torn connections, 429 and 5xx are tried again after an exponentially growing time
 with jitter, and never before a `Retry-After` has passed. A refusal of the key, the model or the request is final.
-What fails in the end is a PolicyError; `OUTAGE` of them in a row, with nothing answered in between, are an
-EnvironmentProblem that stops the run, so that an endpoint which is gone does not make a day of missing labels.
+What fails in the end is a PolicyError. An endpoint that answered before and now answers nobody is waited for, half an
+hour if need be; when it stays silent, or `OUTAGE` calls in a row have failed, an EnvironmentProblem stops the run, so
+that an endpoint which is gone, or refuses everything, does not make a day of missing labels.
 
 The key is read from the environment, handed to the client library, and taken out of every text that leaves here.
 """
@@ -15,6 +16,7 @@ import asyncio
 import json
 import os
 import random
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -31,7 +33,7 @@ from dagger_nb.settings import TeacherSettings
 
 try:
     import openai
-    from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt
+    from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
 
     from dagger_nb.policies.wire import Failure, bound, failure_of, fault_of, read_reply, unbilled, usage_of
 except ImportError as error:
@@ -49,13 +51,15 @@ class Retries:
     """How often one call is tried, and how long is waited before the next try (seconds).
 
     The n-th wait is drawn between half and the whole of `first_s * 2**(n-1)`, at most `longest_s`, on top of what
-    the server asks for. One that asks for more than `patience_s` is given up at once.
+    the server asks for. One that asks for more than `patience_s` is given up at once. While nobody else is answered
+    either, a call is tried until the endpoint has been silent for `outage_s`.
     """
 
     tries: int = 6
     first_s: float = 1.0
     longest_s: float = 60.0
     patience_s: float = 300.0
+    outage_s: float = 1800.0
 
 
 class EndpointPolicy:
@@ -84,6 +88,7 @@ class EndpointPolicy:
         self._slots = asyncio.Semaphore(concurrency)
         self._asking: dict[str, asyncio.Task[Reply]] = {}
         self._failures = 0  # in a row
+        self._answered = self._failing = 0.0  # when it last did, and since when it does not, on the monotonic clock
         key = _key(settings.key_variable)
         self._client = openai.AsyncOpenAI(
             base_url=settings.endpoint,
@@ -165,7 +170,7 @@ class EndpointPolicy:
             self.settings.length_name: sampling.max_new_tokens,
         }
         if sampling.temperature:
-            body["seed"] = seed
+            body["seed"] = seed % 2**31  # which every server takes
         if sampling.top_p < 1:
             body["top_p"] = sampling.top_p
         if tools := styles.tools(self.settings.style):
@@ -186,7 +191,7 @@ class EndpointPolicy:
 
     async def _ask(self, key: str, body: Mapping[str, Any]) -> Reply:
         retrying = AsyncRetrying(
-            stop=stop_after_attempt(self.retries.tries),
+            stop=self._enough,
             wait=self._wait,
             retry=retry_if_exception(self._again),
             reraise=True,
@@ -194,11 +199,30 @@ class EndpointPolicy:
         try:
             reply = await retrying(self._try, key, body)
         except Failure as failure:
-            self._failures = self._failures + 1 if failure.outage else 0
-            kind = PolicyError if self._failures < OUTAGE else EnvironmentProblem
-            raise (ContextError if failure.full else kind)(self._words(failure)) from None
-        self._failures = 0
+            raise self._final(failure) from None
+        self._failures, self._answered, self._failing = 0, time.monotonic(), 0.0
         return reply
+
+    def _final(self, failure: Failure) -> PolicyError | EnvironmentProblem:
+        """What a call that is given up raises: of this request alone, or of an endpoint that serves nobody."""
+        if failure.full:
+            self._failures = 0
+            return ContextError(self._words(failure))
+        self._failures += 1
+        if self._failures < OUTAGE and not self._silent():
+            return PolicyError(self._words(failure))
+        advice = "Run the same command again when it answers"
+        return EnvironmentProblem(f"{self._words(failure)}; {self._failures} calls in a row have failed. {advice}")
+
+    def _enough(self, state: RetryCallState) -> bool:
+        """Whether a call that failed is given up: tried often enough, unless all others wait for the endpoint too."""
+        if state.attempt_number < self.retries.tries:
+            return False
+        return not self._answered or self._answered > state.start_time or self._silent()
+
+    def _silent(self) -> bool:
+        """Whether an endpoint that did answer has failed every call for so long that it is gone."""
+        return bool(self._answered and self._failing) and time.monotonic() - self._failing > self.retries.outage_s
 
     def _again(self, error: BaseException) -> bool:
         return isinstance(error, Failure) and error.again and error.after_s <= self.retries.patience_s
@@ -218,6 +242,7 @@ class EndpointPolicy:
                 reply = read_reply(text)
             except BaseException as error:
                 (self.bill.release if unbilled(error) else self.bill.doubt)(call)
+                self._failing = self._failing or time.monotonic()
                 raise failure_of(error) from None
         fault = fault_of(reply, self.settings.path)
         self.bill.settle(call, usage_of(reply), None if fault else reply)
@@ -226,10 +251,7 @@ class EndpointPolicy:
         return reply
 
     def _words(self, failure: BaseException) -> str:
-        text = f"{self.settings.path} at {self.settings.endpoint}: {self.clean(str(failure))}"
-        if self._failures < OUTAGE:
-            return text
-        return f"{text}; {self._failures} calls in a row have failed. Run the same command again when it answers"
+        return f"{self.settings.path} at {self.settings.endpoint}: {self.clean(str(failure))}"
 
 
 def _of_this_machine(url: str) -> bool:

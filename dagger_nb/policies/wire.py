@@ -16,14 +16,12 @@ from dagger_nb.policies.protocol import Usage
 
 
 class Failure(Exception):
-    """One try that brought no answer: whether another may, after how many seconds, and whether the endpoint is to
-    blame (an outage) or the request, which may be too long for the model (`full`)."""
+    """One try that brought no answer: whether another may, after how many seconds, and whether the request was too long
+    for the model (`full`)."""
 
-    def __init__(
-        self, message: str, *, again: bool, after_s: float = 0.0, outage: bool = True, full: bool = False
-    ) -> None:
+    def __init__(self, message: str, *, again: bool, after_s: float = 0.0, full: bool = False) -> None:
         super().__init__(message)
-        self.again, self.after_s, self.outage, self.full = again, after_s, outage, full
+        self.again, self.after_s, self.full = again, after_s, full
 
 
 def bound(body: Mapping[str, Any], length_name: str) -> Usage:
@@ -122,10 +120,9 @@ def _refusal(error: openai.APIStatusError) -> Failure:
     if status == 404:
         advice = "no such model or path: see teacher.path and teacher.endpoint, which often ends in /v1"
         return Failure(f"{advice} ({error.message})", again=False)
-    spent = error.code == "insufficient_quota"
-    again = (status in (408, 409, 429) or status >= 500) and not spent
+    again = (status in (408, 409, 429) or status >= 500) and error.code != "insufficient_quota"
     full = status in (400, 413, 422) and _TOO_LONG.search(f"{error.code} {error.message}") is not None
-    return Failure(error.message, again=again, after_s=retry_after(error), outage=again or spent, full=full)
+    return Failure(error.message, again=again, after_s=retry_after(error), full=full)
 
 
 # OpenAI's code, and how vLLM and others say that prompt and answer exceed what the model reads.

@@ -118,8 +118,8 @@ def _flags(model: ServedModel, engine: Engine) -> list[str]:
 
 
 def environment(engine: Engine) -> dict[str, str]:
-    """Our environment for the engine: no network, no statistics sent, nothing of our own interpreter's."""
-    ours = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+    """Our environment for the engine: no network, no statistics sent, nothing of our own interpreter's, and no key."""
+    ours = {name: value for name, value in os.environ.items() if name not in _OURS and not name.endswith("_API_KEY")}
     wanted = {
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
         "VLLM_NO_USAGE_STATS": "1",
@@ -131,6 +131,7 @@ def environment(engine: Engine) -> dict[str, str]:
     return ours | wanted
 
 
+_OURS = ("PYTHONPATH", "PYTHONHOME")
 _CPU_DEFAULTS: Mapping[str, str] = {
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # other processes may share the cores
