@@ -93,13 +93,14 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _refuse_unready(values: Mapping[str, Any]) -> None:
-    """Refuse a served profile that this machine lacks something for, before hours and money are spent."""
-    from dagger_nb import doctor, paths
+    """Refuse what cannot work, and a served profile that this machine lacks something for, before hours are spent."""
+    from dagger_nb import crew, doctor, provenance
 
-    if _settings(values).served:
-        profile, seed, overrides = values["profile"], values["seed"], values.get("overrides", {})
-        begun = paths.report_folder(profile, seed, overrides).is_dir()
-        doctor.refuse_unready(profile, {"seed": seed, **overrides}, begun=begun)
+    settings = _settings(values)
+    crew.refuse_teacher(settings)
+    if settings.served:
+        overrides = {"seed": values["seed"], **values.get("overrides", {})}
+        doctor.refuse_unready(values["profile"], overrides, begun=provenance.begun(settings))
 
 
 def _limit_s(options: argparse.Namespace, values: Mapping[str, Any]) -> float:

@@ -47,8 +47,8 @@ def refuse_teacher(settings: Settings) -> None:
     """Raise ConfigError for a teacher that is a model where the student is not served."""
     if not settings.served and not settings.teacher.scripted:
         raise ConfigError(
-            f"teacher.path = {settings.teacher.path!r} labels served students only; choose a profile whose student "
-            "vLLM serves (qwen3-0.6b), or keep teacher.path = 'scripted'"
+            f"teacher.path = {settings.teacher.path!r} labels served students only; give -p student.back_end=vllm (and "
+            "the interpreter that has vLLM as serving.python), or keep teacher.path = 'scripted'"
         )
 
 

@@ -20,6 +20,7 @@ from dagger_nb.bill import PICOS, tariff
 from dagger_nb.experiment import EXAMS, diagnosed
 from dagger_nb.memory import GB
 from dagger_nb.policies.protocol import Usage as Tokens
+from dagger_nb.recipes import RECIPES
 from dagger_nb.settings import GENERATED, Settings
 from dagger_nb.shapes import shape_of
 from dagger_nb.usage import GRADE, TRAIN, Usage
@@ -154,7 +155,9 @@ def report(settings: Settings, phases: Sequence[Usage]) -> str:
 def _bill(settings: Settings, tokens: Tokens) -> str:
     if not any((settings.labels.price_prompt, settings.labels.price_cached, settings.labels.price_completion)):
         return "no price is set (labels.price_prompt, price_cached, price_completion: money for a million tokens)"
-    return f"{money(settings, tokens):,.2f} of money at the prices of labels"
+    spent, limit = money(settings, tokens), settings.labels.money
+    capped = f"; labels.money = {limit:g} is the limit of each of {len(RECIPES)} runs" if limit else ""
+    return f"{spent:,.2f} of money at the prices of labels{capped}"
 
 
 def _assumed() -> str:

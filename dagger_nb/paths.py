@@ -67,6 +67,11 @@ def answers() -> Path:
     return home() / "data" / "answers" / "answers.sqlite"
 
 
+def images() -> Path:
+    """The book of images that this project pulled, and may remove."""
+    return cache() / "images.sqlite"
+
+
 def results() -> Path:
     """Where result tables are written; published ones are read from `data() / "results"`."""
     return home() / "data" / "results"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dagger_nb import paths
-from dagger_nb.recipes import recipe
+from dagger_nb.recipes import RECIPES, recipe
 from dagger_nb.records import digest
 from dagger_nb.revisions import recorded
 from dagger_nb.sandboxes import factory_for
@@ -45,6 +45,11 @@ def identity(name: str, settings: Settings) -> dict[str, Any]:
     kept["dagger"] = {"filter": settings.dagger.filter}
     collected = {"mixer": asdict(chosen.mixer), "rounds": chosen.rounds, "tasks_per_round": chosen.tasks_per_round}
     return {"recipe": name, **collected, "settings": kept, "base": _base_digest(settings)}
+
+
+def begun(settings: Settings) -> bool:
+    """Whether this machine has a run of these settings, whatever it may cost."""
+    return any(paths.run_folder(name, settings.seed, digest(identity(name, settings))).is_dir() for name in RECIPES)
 
 
 def _base_digest(settings: Settings) -> str:

@@ -23,12 +23,14 @@ from dagger_nb.checks import Check, disk, existing, failed
 from dagger_nb.errors import DaggerError, DataError
 from dagger_nb.evaluation.grading import refuse_unjudged, without_pytest
 from dagger_nb.gpus import local_gpus
+from dagger_nb.recipes import RECIPES
 from dagger_nb.settings import GENERATED, HUB, Settings
 from dagger_nb.shapes import shape_of
 from dagger_nb.students import use_template
 from dagger_nb.tasks import hub
 from dagger_nb.usage import Usage, account
 
+SMALL = 100_000_000  # parameters of a student that a processor serves and trains in tolerable time
 GET_GPU = "run on a machine with one, or choose tiny or study, whose student and scripted teacher need none"
 
 
@@ -93,6 +95,8 @@ def gpu(settings: Settings) -> list[Check]:
         found, needed = local_gpus(), f"the profile needs one of {memory.needed(settings)}"
     except DaggerError as error:
         return [failed("GPU", error)]
+    if not found and (small := without_gpu(settings)):
+        return [Check("GPU", "ok", f"none, and none is needed: {small}")]
     if not found:
         return [Check("GPU", "fail", f"none (no nvidia-smi); {needed}", GET_GPU)]
     first = found[0]
@@ -101,6 +105,23 @@ def gpu(settings: Settings) -> list[Check]:
         return [Check("GPU", "fail", what, "; ".join(problems)), torch_build()]
     held, advice = footprint.caches(settings, first.bytes)
     return [Check("GPU", "warn" if advice else "ok", f"{what}; {held}", advice), torch_build()]
+
+
+def without_gpu(settings: Settings) -> str:
+    """How a profile does without a GPU, in words; empty where it needs one. Raises DataError: an unknown shape."""
+    size = shape_of(settings.student.path).parameters
+    if memory.teacher_here(settings) or size > SMALL or not _engine_of_cpus(settings):
+        return ""
+    return f"a student of {size:,} parameters is served and trained on the processor"
+
+
+def _engine_of_cpus(settings: Settings) -> bool:
+    from dagger_nb.serving import find_engine
+
+    try:
+        return find_engine(settings.serving.python).cpu
+    except DaggerError:
+        return False
 
 
 def torch_build() -> Check:
@@ -118,11 +139,18 @@ def vllm(settings: Settings) -> Check:
     except DaggerError as error:
         return failed("vLLM", error)
     what = f"{engine.version}, {'the build for CPUs' if engine.cpu else 'the build for GPUs'}, in {engine.python}"
-    if engine.cpu:
+    if engine.cpu and not _on_processors(settings):
         return Check(
             "vLLM", "fail", what, "pip install vllm==0.32.0 in an environment of its own; name it in serving.python"
         )
     return Check("vLLM", "ok", what)
+
+
+def _on_processors(settings: Settings) -> bool:
+    try:
+        return not local_gpus() and bool(without_gpu(settings))
+    except DaggerError:
+        return False
 
 
 # --- models -------------------------------------------------------------------------------------------------------
@@ -246,7 +274,7 @@ def budget(settings: Settings) -> list[Check]:
     runs = _exceeding(settings, limits, limits.run, _grouped(phases, lambda phase: account(phase)[0]))
     rounds = _exceeding(settings, limits, limits.round, _grouped(phases, lambda phase: _round(*account(phase))))
     if not (runs or rounds):
-        return [Check("budget", "ok", "each run and round is planned to stay within its limit")]
+        return [Check("budget", "ok", f"each of {len(RECIPES)} runs is planned to stay within its own limit")]
     over = " and ".join(
         f"the plan of {_listed(names)} exceeds {limit} of a {what}"
         for what, exceeding in (("run", runs), ("round", rounds))
@@ -349,17 +377,30 @@ def containers(settings: Settings) -> list[Check]:
         about = connect(timeout_s=20.0).info()
     except DaggerError as error:
         return [failed("Docker", error)]
-    return [images(settings, about), container_memory(settings, about), container_cores(settings, about)]
+    return [images(settings, about, _held_gb()), container_memory(settings, about), container_cores(settings, about)]
 
 
-def images(settings: Settings, about: Mapping[str, Any]) -> Check:
-    """Room for pulled images where the engine (`about`: what `docker info` says) keeps them."""
-    folder, wanted = Path(about["DockerRootDir"]), footprint.images_gb(settings)
+def _held_gb() -> float:
+    """GB of images that this project pulled before; 0 where the engine does not say."""
+    from dagger_nb.sandboxes.containers.book import Book
+    from dagger_nb.sandboxes.containers.errors import connect
+    from dagger_nb.sandboxes.containers.shelf import Shelf
+
+    try:
+        with closing(connect()) as client:
+            return Shelf(client, 0.0, Book(paths.images())).held_gb()
+    except DaggerError:
+        return 0.0
+
+
+def images(settings: Settings, about: Mapping[str, Any], held: float = 0.0) -> Check:
+    """Room for images where the engine (`about`: what `docker info` says) keeps them, `held` GB of which are there."""
+    folder, wanted = Path(about["DockerRootDir"]), max(0.0, footprint.images_gb(settings) - held)
     what = f"engine {about['ServerVersion']}, images in {folder}"
     if not folder.exists():  # an engine on another machine
         return Check("Docker", "warn", what, f"see that {wanted:g} GB are free there")
     free = shutil.disk_usage(folder).free / 1e9
-    what += f", {free:.0f} GB free; up to {wanted:g} GB of images are kept"
+    what += f", {free:.0f} GB free; up to {wanted:.0f} GB of images are pulled and kept beside {held:.0f} that are here"
     if free >= wanted:
         return Check("Docker", "ok", what)
     return Check("Docker", "fail", what, "lower sandbox.images_gb", room=True)

@@ -15,7 +15,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from dagger_nb import checks, cli, config, doctor, paths, readiness, runner, store
+from dagger_nb import checks, cli, config, doctor, paths, provenance, readiness, records, runner, store
 
 Capture = pytest.CaptureFixture[str]
 
@@ -247,8 +247,18 @@ def test_a_served_run_that_goes_on_is_not_refused_for_the_room_it_took(
     monkeypatch.setattr(doctor, "examine", lambda *_: [checks.disk("disk", home, 1e9, "HOME")])
     assert cli.main(["run", "02", "--profile", "qwen3-4b"]) == 2
     assert "fail disk" in capsys.readouterr().err
-    (home / "reports" / "qwen3-4b-s0").mkdir(parents=True)
+    settings = config.load("qwen3-4b")
+    paths.run_folder("sft", 0, records.digest(provenance.identity("sft", settings))).mkdir(parents=True)
     assert cli.main(["run", "02", "--profile", "qwen3-4b"]) == 0
+    dearer = ["-p", "labels.queries=200"]  # the same run with a higher limit
+    assert cli.main(["run", "02", "--profile", "qwen3-4b", *dearer]) == 0
+
+
+def test_a_teacher_that_cannot_label_is_refused_before_the_first_notebook(home: Path, capsys: Capture) -> None:
+    add_notebook(home, "00_start.ipynb", "1")
+    teacher = ["-p", "teacher.path=some/model", "-p", "teacher.endpoint=http://127.0.0.1:9/v1"]
+    assert cli.main(["reproduce", "--profile", "tiny", *teacher]) == 2
+    assert "student.back_end=vllm" in capsys.readouterr().err
 
 
 # --- show and clean ---------------------------------------------------------------------------------------

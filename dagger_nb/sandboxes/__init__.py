@@ -37,4 +37,4 @@ def factory_for(settings: SandboxSettings, *, cache: Path | None = None) -> Sand
         return local_factory(cache=cache)
     from dagger_nb.sandboxes.containers import DockerFactory
 
-    return DockerFactory(settings, book=paths.cache() / "images.sqlite")
+    return DockerFactory(settings, book=paths.images())

@@ -97,6 +97,10 @@ class Shelf:
                     del sizes[image]
             return _disk(sizes.values()) <= self._budget
 
+    def held_gb(self) -> float:
+        """GB that pulled images take now. Raises SandboxError: the daemon fails."""
+        return _disk(self._sizes().values()) / GB
+
     def identity(self, image: str) -> str:
         """The id of an image that is here; empty where it is not. Raises SandboxError: the daemon fails."""
         with explained(f"looking for image {image}"):
