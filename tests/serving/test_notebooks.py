@@ -6,7 +6,6 @@ stumbles and refuses so often that labels go missing and episodes are lost. The 
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
