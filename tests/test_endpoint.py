@@ -7,21 +7,25 @@ import itertools
 import logging
 import random
 from collections import Counter
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from players import collected, jobs, silent
 from servers import KEY, MODEL, PRICES, Server, running
 
 from dagger_nb import episode, scaffold
 from dagger_nb.answers import AnswerFile
 from dagger_nb.bill import Account, Bill, Cap, Prices, Tariff, bill_table, calls_table
+from dagger_nb.collector import Cast, Collector
 from dagger_nb.errors import ConfigError, ContextError, EnvironmentProblem, PolicyError
+from dagger_nb.evaluation.grading import grade
 from dagger_nb.labelling import Labelled, label_episode, label_trajectory, states_to_label
-from dagger_nb.mixing import BernoulliMixer, Schedule, sampling_seed
+from dagger_nb.mixing import STUDENT_ALONE, BernoulliMixer, Schedule, sampling_seed
 from dagger_nb.policies import styles, teacher
 from dagger_nb.policies.admission import check
 from dagger_nb.policies.endpoint import OUTAGE, EndpointPolicy, Retries
@@ -30,6 +34,7 @@ from dagger_nb.policies.protocol import Answer, Sampling, Usage
 from dagger_nb.policies.wire import Failure, same_model
 from dagger_nb.records import Action, StopReason, Task, Trajectory, Turn, to_json
 from dagger_nb.settings import LabelSettings, TeacherSettings
+from dagger_nb.students import Version
 
 GREEDY = Sampling(max_new_tokens=16)
 KEY_VARIABLE = "TEACHER_KEY_OF_THE_TESTS"
@@ -520,6 +525,34 @@ def test_a_model_that_stumbles_once_or_was_given_a_parser_since_is_admitted(serv
     assert MODEL in asked(server, file, check)
     server.next("ok")
     assert MODEL in asked(server, file, check) and len(calls_table(file, "run")) == 3
+
+
+# --- as the student -----------------------------------------------------------------------------------------
+
+
+def test_an_endpoint_can_be_the_student_too(file, renderer, sandboxes, train_tasks):
+    """What it says is executed, and written again in the student's tokens; here an oracle solves what it is given."""
+    few = train_tasks[:2]
+    conditions = episode.Conditions(STUDENT_ALONE, GREEDY, 0, "endpoint", episode.Limits(context=100_000))
+    with running({"train": len(few)}) as oracle:
+
+        @asynccontextmanager
+        async def cast(version: Version) -> AsyncIterator[Cast]:
+            async with EndpointPolicy(
+                replace(PATIENT, endpoint=oracle.url), Bill(file, Account("run", 0)), jitter=random.Random(0)
+            ) as student:
+                yield Cast(student, OraclePolicy(), unlabelled, GREEDY)
+
+        found = collected(Collector(cast, sandboxes, renderer, log=silent), jobs(few, conditions))
+    for number, task in enumerate(few):
+        (path,) = found[number].trajectories
+        assert path.stop is StopReason.FINISH and grade(task, path.patch, sandboxes).resolved
+        assert {turn.actor for turn in path.turns} == {"student"}
+        assert all(renderer.parse(turn.token_ids) == turn.action for turn in path.turns)
+
+
+async def unlabelled(task: Task, trajectory: Trajectory) -> Labelled:
+    return Labelled((), ())
 
 
 # --- labels -------------------------------------------------------------------------------------------------
