@@ -46,6 +46,7 @@ OVERRIDES = {
     "training.passes": 1,
     "training.overlong": "drop",
     "episode.cohort": 1,
+    "episode.loop_repeats": 2,  # a student that is stuck costs a second a turn
     "episode.command_timeout_s": 120.0,
     "labels.price_prompt": PRICES["prompt"],
     "labels.price_cached": PRICES["cached"],
