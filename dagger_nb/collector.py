@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from dagger_nb import episode as core
 from dagger_nb.background import reports_of
 from dagger_nb.episode import Conditions, Episode, Move, Plan, Rollout
-from dagger_nb.errors import ConfigError, EnvironmentProblem, PolicyError, PullLimit, SandboxError
+from dagger_nb.errors import ConfigError, EnvironmentProblem, ImageMissing, PolicyError, PullLimit, SandboxError
 from dagger_nb.labelling import Labelled, ask_teacher
 from dagger_nb.policies.protocol import Answer, Policy, Sampling
 from dagger_nb.progress import Progress
 from dagger_nb.records import StopReason, Task, Trajectory
 from dagger_nb.rendering import Renderer
-from dagger_nb.sandboxes.protocol import SandboxFactory
+from dagger_nb.sandboxes.protocol import PAUSE_S, PAUSES, SandboxFactory
 from dagger_nb.store import CohortRecord
 
 if TYPE_CHECKING:  # they come with torch, which a collector does without
@@ -66,10 +66,6 @@ class Capacity:
     def __post_init__(self) -> None:
         if min(self.episodes, self.sandboxes, self.commands) < 1:
             raise ConfigError(f"a collector needs room for at least one of each: {self}")
-
-
-PAUSE_S = 600.0  # between two tries to pull what the registry does not hand out yet
-PAUSES = 48  # 8 hours; Docker Hub counts pulls over 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,15 +179,17 @@ class _Run:
 
     async def _open(self, episode: Episode) -> None:
         """Open a sandbox. Where none can be opened for anybody, the run ends before it has spoilt every episode."""
-        await self._admitted(episode)
-        self._unopened = 0 if episode.sandbox is not None else self._unopened + 1
+        error = await self._admitted(episode)
+        if isinstance(error, ImageMissing):  # some of a data set's may be; it tells nothing of the daemon
+            return
+        self._unopened = 0 if error is None else self._unopened + 1
         if self._unopened == 2 * self.capacity.sandboxes:
             raise EnvironmentProblem(
                 f"{self._unopened} sandboxes in a row could not be opened, the last one because: {episode.detail}"
             )
 
-    async def _admitted(self, episode: Episode) -> None:
-        """Open a sandbox, or wait until the registry hands out its image; the other episodes go on."""
+    async def _admitted(self, episode: Episode) -> SandboxError | None:
+        """Open a sandbox, or wait until the registry hands out its image; the others go on. Returns why it has none."""
         for _ in range(PAUSES):
             try:
                 return await _in(self._doors, core.open_sandbox, episode, self.factory)
@@ -203,6 +201,7 @@ class _Run:
             finally:
                 self.progress.waiting -= 1
         core.fail(episode, last)
+        return last
 
     async def _play(self, episode: Episode, cast: Cast) -> None:
         began = time.monotonic()

@@ -114,8 +114,8 @@ def begin(plan: Plan, conditions: Conditions, prompt_tokens: int) -> Episode:
     return episode
 
 
-def open_sandbox(episode: Episode, factory: SandboxFactory) -> None:
-    """Give the episode its sandbox, or end it where none can be had.
+def open_sandbox(episode: Episode, factory: SandboxFactory) -> SandboxError | None:
+    """Give the episode its sandbox, or end it where none can be had; returns why not.
 
     Raises:
         PullLimit: its image can be had later.
@@ -126,6 +126,8 @@ def open_sandbox(episode: Episode, factory: SandboxFactory) -> None:
         raise
     except SandboxError as error:
         fail(episode, error)
+        return error
+    return None
 
 
 # --- who acts, and what ------------------------------------------------------------------------------------

@@ -38,6 +38,10 @@ class PullLimit(SandboxError):
     """The registry admits no more pulls for now; later the same one may do."""
 
 
+class ImageMissing(SandboxError):
+    """The registry has no such image, or does not give it: the failure of its own task, and no sign of another."""
+
+
 class PolicyError(EnvironmentProblem):
     """A served model or an endpoint gave no answer in spite of retries. A missing label is counted, never invented."""
 

@@ -203,6 +203,8 @@ class Experiment:
         )
         by_id = {task.instance_id: task for task in self.exam_tasks(exam_name)}
         grades = self._graded([(by_id[t.instance_id], t.patch) for t in trajectories], folder / "harness")
+        if lost := sum(map(_broken, trajectories)) + sum(one.status is Status.INFRASTRUCTURE for one in grades):
+            self.log(f"{self.recipe.name} {exam_name}: {lost} of {len(grades)} tasks have no verdict: sandboxes failed")
         return [
             Grade(t.instance_id, Status.INFRASTRUCTURE, detail=t.detail) if _broken(t) else verdict
             for t, verdict in zip(trajectories, grades, strict=True)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 
 from dagger_nb.records import Action, Task, Turn
-from dagger_nb.tasks.gold import gold_edits
+from dagger_nb.tasks.gold import removed_lines
 
 _SWAPS = {
     " + ": " - ", " - ": " + ", " * ": " + ", " >= ": " > ", " <= ": " < ", " > ": " >= ", " < ": " <= ",
@@ -22,7 +22,7 @@ _NUMBER = re.compile(r"(?<=[ (\[:,])\d+(?=[\s)\],:]|$)")
 
 def plausible_wrong_edit(task: Task, turns: Sequence[Turn], choice: float) -> Action | None:
     """A wrong edit of the latest view that offers one, chosen by `choice` in [0, 1); None where no view does."""
-    buggy = {edit.old.strip() for edit in gold_edits(task)}
+    buggy = removed_lines(task.patch)
     for turn in reversed(turns):
         edits = _edits(turn.observation, buggy) if _is_view(turn) else []
         if edits:

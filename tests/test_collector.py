@@ -29,6 +29,7 @@ from dagger_nb.errors import (
     ConfigError,
     ContextError,
     EnvironmentProblem,
+    ImageMissing,
     PolicyError,
     PullLimit,
     SandboxError,
@@ -435,6 +436,23 @@ def test_a_run_without_any_sandbox_ends_before_every_episode_is_spoilt(collector
         for job, *_ in collector(Busy(1), Desks(shut), Capacity(1, 2, 1)).run(work):
             numbers.append(job.number)
     assert numbers == [0, 1, 2, 3]
+
+
+def test_images_that_their_registry_lacks_fail_their_own_tasks_however_many_in_a_row(collector, train_tasks):
+    def gone(task: Task, command: str) -> None:
+        if command == "open" and task.instance_id != "task-00":
+            raise ImageMissing("manifest unknown")
+
+    work = jobs([replace(train_tasks[0], instance_id=f"task-{n:02d}") for n in range(20)], alone())
+    found = collected(collector(Busy(1), Desks(gone), Capacity(1, 2, 1)), work)
+    assert sum(record.trajectories[0].stop is StopReason.INFRASTRUCTURE for record in found.values()) == 19
+
+
+def test_a_slip_needs_no_files_of_the_task(collector, train_tasks):
+    """Real tasks bring none, only a gold patch."""
+    bare = [replace(task, files={}) for task in train_tasks]
+    found = collected(collector(Busy(4), Desks()), jobs(bare, alone(slip_rate=1.0)))
+    assert all(record.trajectories[0].stop is StopReason.FINISH for record in found.values())
 
 
 def test_models_that_answer_nobody_end_the_run_before_every_episode_is_spoilt(collector, train_tasks):

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from dagger_nb.errors import DataError, EnvironmentProblem, PullLimit, SandboxError
+from dagger_nb.errors import DataError, EnvironmentProblem, ImageMissing, PullLimit, SandboxError
 from dagger_nb.evaluation.grades import Grade, Status
 from dagger_nb.evaluation.official import Official, marks
 from dagger_nb.sandboxes import factory_for
@@ -83,11 +83,18 @@ def test_the_guarantees_say_what_this_daemon_cannot_hold():
     )
 
 
+LIMITED = (
+    "toomanyrequests: You have reached your pull rate limit",
+    "error from registry: You have reached your unauthenticated pull rate limit. https://www.docker.com/...",
+    "received unexpected HTTP status: 429 Too Many Requests",
+)
+
+
 @pytest.mark.parametrize(
     ("words", "step"),
     [
         ("failed to register layer: write /x: no space left on device", "the disk is full"),
-        ("toomanyrequests: You have reached your pull rate limit", "docker login"),
+        *((words, "docker login") for words in LIMITED),
         ("pull access denied for x, repository does not exist", "check the image's name"),
         ("manifest for x:y not found: manifest unknown", "check the image's name and tag"),
         ("dial unix /var/run/docker.sock: connect: permission denied", "group docker"),
@@ -99,14 +106,18 @@ def test_the_daemon_s_words_have_a_next_step(words, step):
 
 
 def test_what_the_registry_may_hand_out_later_is_told_apart_from_what_it_never_does(monkeypatch):
-    shelf, words = Shelf(None, 1.0, None), ["toomanyrequests: You have reached your pull rate limit"]
+    shelf, words = Shelf(None, 1.0, None), [""]
     monkeypatch.setattr(Shelf, "_pulled", lambda self, image: words[0])
-    with pytest.raises(PullLimit, match="image x is not here and may not be pulled yet .*docker login, or wait"):
-        shelf._pull("x")
+    for words[0] in LIMITED:
+        with pytest.raises(PullLimit, match="image x is not here and may not be pulled yet .*docker login, or wait"):
+            shelf._pull("x")
     words[0] = "manifest unknown"
+    with pytest.raises(ImageMissing, match="cannot be pulled"):
+        shelf._pull("x")
+    words[0] = "write /x: no space left on device"
     with pytest.raises(SandboxError, match="cannot be pulled") as raised:
         shelf._pull("x")
-    assert not isinstance(raised.value, PullLimit)
+    assert type(raised.value) is SandboxError
 
 
 # --- archives ---------------------------------------------------------------------------------------------

@@ -16,8 +16,8 @@ from swebench.harness.reporting import make_run_report
 from swebench.harness.run_evaluation import get_dataset_from_preds
 from swebench.harness.utils import get_predictions_from_file, make_test_spec
 
-from dagger_nb.errors import ConfigError, DataError, SandboxError
-from dagger_nb.evaluation import harness
+from dagger_nb.errors import ConfigError, DataError, PullLimit, SandboxError
+from dagger_nb.evaluation import harness, verdict
 from dagger_nb.evaluation.comparison import comparison, slip_costs
 from dagger_nb.evaluation.diagnostics import (
     disagreement_by_turn,
@@ -320,6 +320,44 @@ def test_a_patch_of_gits_own_files_is_refused_before_git_reads_them(factory, spo
     """`patch`, the last of swebench's ways to apply one, writes into .git as anywhere else."""
     found = grade(TASK, TASK.patch + spoilt, factory)
     assert found.status is Status.TAMPERED and "the patch writes into .git" in found.detail
+
+
+def test_what_a_script_says_before_its_tests_leaves_room_for_them(factory, monkeypatch):
+    """`git show` of a repository without a history prints the whole tree; SWE-bench's scripts begin with it."""
+    monkeypatch.setattr("dagger_nb.evaluation.grading.LOG_BYTES", 20_000)
+    loud = TASK.eval_script.replace("cd /testbed\n", "cd /testbed\nseq 20000\n", 1)
+    assert loud != TASK.eval_script
+    assert grade(replace(TASK, eval_script=loud), TASK.patch, factory).resolved
+
+
+class Limited:
+    """A factory whose registry refuses the first pulls."""
+
+    name = "limited"
+
+    def __init__(self, factory, refusals: int) -> None:
+        self.factory, self.refusals = factory, refusals
+
+    def open(self, task: Task):
+        self.refusals -= 1
+        if self.refusals >= 0:
+            raise PullLimit("toomanyrequests; docker login, or wait")
+        return self.factory.open(task)
+
+
+def test_a_registry_that_limits_pulls_is_waited_for_and_costs_no_verdict(factory):
+    waited: list[float] = []
+    assert grade(TASK, TASK.patch, Limited(factory, 3), wait=waited.append).resolved and waited == [600.0] * 3
+    left = grade(TASK, TASK.patch, Limited(factory, 9), wait=lambda seconds: True)
+    assert left.status is Status.INFRASTRUCTURE and "docker login" in left.detail
+
+
+def test_ids_that_are_cut_at_a_blank_may_pass_and_fail_as_expected_but_not_pass_and_fail():
+    """PASSED and XFAIL are both a success for swebench; FAILED beside PASSED is how a log is forged."""
+    same = "PASSED tests/test_a.py::test_a[datetime64[ns, UTC]]\nXFAIL tests/test_a.py::test_a[datetime64[ns, CET]]\n"
+    assert [len(found) for found in verdict._reported(same).values()] == [1]
+    forged = same + "FAILED tests/test_a.py::test_a[datetime64[ns, x]]"
+    assert [len(found) for found in verdict._reported(forged).values()] == [2]
 
 
 @pytest.mark.parametrize(("size", "kept"), [(LOG_BYTES, True), (LOG_BYTES + 2, False)])

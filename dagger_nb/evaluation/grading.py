@@ -13,6 +13,8 @@ import base64
 import random
 import re
 import secrets
+import threading
+import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -21,24 +23,24 @@ from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
-from swebench.harness.constants import END_TEST_OUTPUT, TEST_EXIT_CODE_VAR
+from swebench.harness.constants import END_TEST_OUTPUT, START_TEST_OUTPUT, TEST_EXIT_CODE_VAR
 from swebench.harness.run_evaluation import GIT_APPLY_CMDS
 from swebench.harness.utils import make_test_spec
 from swebench.types import TestSpec
 
-from dagger_nb.errors import ConfigError, DataError, SandboxError
+from dagger_nb.errors import ConfigError, DataError, PullLimit, SandboxError
 from dagger_nb.evaluation.grades import Grade, Gradebook, Status, grade_key
 from dagger_nb.evaluation.official import Harness
 from dagger_nb.evaluation.predictions import Prediction
 from dagger_nb.evaluation.protection import PATCH_FAILED, UNPROTECTED, Canaries, draw_canaries, prepare_script
 from dagger_nb.evaluation.verdict import judge
 from dagger_nb.records import Task
-from dagger_nb.sandboxes.protocol import CommandResult, Sandbox, SandboxFactory
+from dagger_nb.sandboxes.protocol import PAUSE_S, PAUSES, CommandResult, Sandbox, SandboxFactory
 from dagger_nb.settings import SandboxSettings
 
 TIMEOUT_S = 30.0  # wall clock of one grading of a generated task
 REAL_TIMEOUT_S = 1800.0  # and of a real repository's: swebench's own default
-LOG_BYTES = 16_000_000  # what is kept of a test run's output
+LOG_BYTES = 16_000_000  # what is kept of a test run's output; it begins at swebench's marker, where there is one
 NO_HARNESS = "only swebench's command line judges tests that do not run under pytest; set sandbox.back_end = 'docker'"
 GZIP = 31  # zlib's name of the format: a window of 15 bits, with gzip's header
 
@@ -49,16 +51,25 @@ work=$(mktemp -d) && mv {box}/* "$work" && rmdir {box} || exit {unprotected}
 bash "$work/prepare.sh" "$work" || exit
 bash "$work/eval.sh" > "$work/log" 2>&1 < /dev/null
 code=$?
-head -c {limit} "$work/log" | gzip | base64 > "$out"
+first=$(grep -a -n -m 1 -F '{marker}' "$work/log" | cut -d: -f1)
+tail -n "+${{first:-1}}" "$work/log" | head -c {limit} | gzip | base64 > "$out"
 exit $code
 """
 
 
-def grade(task: Task, model_patch: str, factory: SandboxFactory, *, timeout_s: float | None = None) -> Grade:
+def grade(
+    task: Task,
+    model_patch: str,
+    factory: SandboxFactory,
+    *,
+    timeout_s: float | None = None,
+    wait: Callable[[float], object] = time.sleep,
+) -> Grade:
     """The verdict on one patch, from a sandbox opened for it alone; without `timeout_s` it has `time_limit` seconds.
 
     Random: the canaries' names, from a secret; no verdict depends on them. A sandbox that fails gives
-    an `infrastructure` grade and no exception.
+    an `infrastructure` grade and no exception. A registry that limits pulls is waited for with `wait`, which returns
+    something true where the waiting is to end.
 
     Raises:
         DataError: the task's eval_script does not run pytest between swebench's markers; `grade_all` hands
@@ -72,11 +83,22 @@ def grade(task: Task, model_patch: str, factory: SandboxFactory, *, timeout_s: f
     canaries = draw_canaries(_test_folder(task), rng)
     script = _eval_script(spec, canaries)
     try:
-        with closing(factory.open(task)) as sandbox:
+        with closing(_opened(task, factory, wait)) as sandbox:
             result, log = _run(sandbox, model_patch, script, timeout_s)
     except (SandboxError, OSError) as error:
         return Grade(task.instance_id, Status.INFRASTRUCTURE, detail=str(error))
     return _graded(spec, result, log, canaries)
+
+
+def _opened(task: Task, factory: SandboxFactory, wait: Callable[[float], object]) -> Sandbox:
+    """A sandbox, where need be when the registry hands out its image again. Raises SandboxError."""
+    for _ in range(PAUSES):
+        try:
+            return factory.open(task)
+        except PullLimit:
+            if wait(PAUSE_S):
+                break
+    return factory.open(task)
 
 
 def time_limit(task: Task) -> float:
@@ -138,14 +160,14 @@ def _in_parallel(
     missing: Mapping[str, tuple[Task, str]], factory: SandboxFactory, jobs: int, timeout_s: float | None
 ) -> Iterator[tuple[str, Grade]]:
     """Grades as they come; an exception or an interrupt cancels what has not started."""
-    pool = ThreadPoolExecutor(jobs)
+    pool, leaving = ThreadPoolExecutor(jobs), threading.Event()
+    how = {"timeout_s": timeout_s, "wait": leaving.wait}
     try:
-        futures = {
-            pool.submit(grade, task, patch, factory, timeout_s=timeout_s): key for key, (task, patch) in missing.items()
-        }
+        futures = {pool.submit(grade, task, patch, factory, **how): key for key, (task, patch) in missing.items()}
         for future in as_completed(futures):
             yield futures[future], future.result()
     finally:
+        leaving.set()
         pool.shutdown(cancel_futures=True)
 
 
@@ -202,7 +224,8 @@ def _run(sandbox: Sandbox, model_patch: str, script: str, timeout_s: float) -> t
     sandbox.write(f"{box}/patch", model_patch)
     sandbox.write(f"{box}/prepare.sh", prepare_script(GIT_APPLY_CMDS))
     sandbox.write(f"{box}/eval.sh", script)
-    result = sandbox.run(_COMMAND.format(box=box, limit=LOG_BYTES, unprotected=UNPROTECTED), timeout_s)
+    command = _COMMAND.format(box=box, limit=LOG_BYTES, unprotected=UNPROTECTED, marker=START_TEST_OUTPUT)
+    result = sandbox.run(command, timeout_s)
     return result, "" if result.timed_out else _read_log(sandbox, f"{box}.log")
 
 

@@ -63,10 +63,13 @@ def _doubt(spec: TestSpec, log: str, statuses: Mapping[str, str], exit_code: int
 
 
 def _reported(log: str) -> dict[str, set[str]]:
-    """Every status that the log gives to each test id."""
+    """Every status that the log gives to each test id, in which PASSED and XFAIL are one, as for swebench.
+
+    Ids end at the first blank, as in its parsers, so that tests with blanks in their parameters may share one.
+    """
     statuses: dict[str, set[str]] = defaultdict(set)
     for line in log.split("\n"):
         word, *rest = line.split(maxsplit=2)[:2] or [""]
         if word in _STATUSES and rest:
-            statuses[rest[0]].add(word)
+            statuses[rest[0]].add(TestStatus.PASSED.value if word == TestStatus.XFAIL.value else word)
     return statuses

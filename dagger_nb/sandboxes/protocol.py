@@ -8,6 +8,9 @@ from typing import Protocol, runtime_checkable
 
 from dagger_nb.records import Task
 
+PAUSE_S = 600.0  # between two tries to pull what a registry does not hand out yet
+PAUSES = 48  # 8 hours; Docker Hub counts pulls over 6
+
 
 @dataclass(frozen=True, slots=True)
 class CommandResult:
@@ -27,7 +30,8 @@ class Sandbox(Protocol):
         """Run `bash -c command` in /testbed. Raises SandboxError when the sandbox itself fails."""
 
     def read(self, path: str) -> str:
-        """Text of a file. Raises FileNotFoundError, IsADirectoryError, PermissionError (outside /testbed)."""
+        """Text of a file. Raises FileNotFoundError, IsADirectoryError, PermissionError (outside /testbed), and
+        UnicodeDecodeError where it is no UTF-8, as writing it back would change what was not edited."""
 
     def write(self, path: str, text: str) -> None:
         """Create or overwrite a file, making its folders. Raises IsADirectoryError, PermissionError, OSError."""

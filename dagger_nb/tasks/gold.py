@@ -62,6 +62,16 @@ def gold_edits(task: Task) -> tuple[Edit, ...]:
     return tuple(edits)
 
 
+def removed_lines(patch: str) -> frozenset[str]:
+    """The lines that a patch removes or replaces, without indentation; of any patch, also a real repository's.
+
+    >>> removed_lines("--- a/x.py\\n+++ b/x.py\\n@@ -1 +1 @@\\n-    return 1\\n+    return 2\\n")
+    frozenset({'return 1'})
+    """
+    lines = patch.split("\n")
+    return frozenset(line[1:].strip() for line in lines if line.startswith("-") and not line.startswith("--- "))
+
+
 def _replacements(patch: str) -> Iterator[tuple[str, int, str, str]]:
     """(path, line, old, new) of each replaced line; removed and added lines of a hunk pair up in order."""
     path, line, removed = "", 0, []

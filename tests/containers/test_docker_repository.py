@@ -35,7 +35,7 @@ def repository(tmp_path_factory) -> tuple[Path, str, str]:
     for number, text in enumerate(("x = 0\n", "x = 1\n", BUGGY)):
         write(folder, "calc.py", text)
         write(folder, "setup.cfg", "[metadata]\n")
-        git(folder, "add -A", f"commit -qm past-{number}")
+        git(folder, "add -A", f"commit -qm past-{number}", f"tag -a v1.{number} -m released" if number < 2 else "gc -q")
     base = git(folder, "rev-parse HEAD")
     write(folder, "calc.py", FIXED)
     git(folder, "commit -qam the-fix", "tag -a v2 -m v2", "branch future")
@@ -74,7 +74,7 @@ def task(image: str, base_commit: str) -> Task:
 
 
 TRACES = (
-    "git tag",
+    "git tag | grep -v v1.1",
     "git branch -a --format='%(refname)' | grep -v main",
     "git remote",
     "git stash list",
@@ -95,6 +95,7 @@ def test_the_fix_is_nowhere_and_the_base_commit_is_all_there_is(factory, images,
         assert said("git rev-parse HEAD; git log --all --format=%s | wc -l") == f"{base}\n1"
         for command in TRACES:
             assert said(f"{command} || true") == "", command
+        assert said("git describe --tags --long --match 'v*'") == f"v1.1-0-g{base[:7]}"  # a package's version
         assert "commit" not in said("git reflog | grep -v HEAD@{0}")
         assert sandbox.run(f"git cat-file -e {fix}", PATIENT_S).exit_code != 0
         assert sandbox.run(f"git cat-file -e {base}", PATIENT_S).exit_code == 0

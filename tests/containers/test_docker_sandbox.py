@@ -8,7 +8,9 @@ import time
 import pytest
 from common import FILES, PATIENT_S, TASK
 
+from dagger_nb import scaffold
 from dagger_nb.errors import SandboxError
+from dagger_nb.records import Action
 from dagger_nb.sandboxes import Sandbox, SandboxFactory
 
 
@@ -136,6 +138,17 @@ def test_the_patch_takes_files_that_are_no_text(sandbox, local):
     said(sandbox, command)
     with local.open(TASK) as other:
         other.run(command)
+        assert sandbox.diff() == other.diff() != ""
+
+
+def test_a_file_that_is_no_utf_8_is_neither_shown_nor_edited(sandbox, local):
+    """Written back, its other lines would have changed too."""
+    with local.open(TASK) as other:
+        for each in (sandbox, other):
+            each.run(r"printf 'caf\351 = 1\nx = 1\n' > latin.py")
+            arguments = {"command": "str_replace", "path": "latin.py", "old_str": "x = 1", "new_str": "x = 2"}
+            seen = scaffold.execute(Action("", "str_replace_editor", arguments), each)
+            assert seen == "ERROR: latin.py is not text"
         assert sandbox.diff() == other.diff() != ""
 
 

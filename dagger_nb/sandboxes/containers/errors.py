@@ -13,12 +13,15 @@ from docker.errors import APIError, DockerException
 from dagger_nb.errors import EnvironmentProblem, SandboxError
 
 FAILURES = (DockerException, requests.RequestException, urllib3.exceptions.HTTPError)
+LOGIN = "the registry limits anonymous pulls: docker login, or wait"
 START = "start it (systemctl start docker), or name another with DOCKER_HOST"
 
 # (what the daemon's words hold, what to do)
 _ADVICE = (
     ("no space left", "the disk is full: free some (docker system df), or lower sandbox.images_gb"),
-    ("toomanyrequests", "the registry limits anonymous pulls: docker login, or wait"),
+    ("toomanyrequests", LOGIN),
+    ("too many requests", LOGIN),
+    ("pull rate limit", LOGIN),
     ("pull access denied", "check the image's name; docker login if it is private, or build it"),
     ("manifest unknown", "check the image's name and tag, or build it"),
     ("not found", "check the image's name and tag, or build it"),

@@ -7,6 +7,7 @@ import shlex
 OWN = "/.dagger-nb"  # a second copy of .git, its index, and a file on its way into the tree
 
 # base: the commit that stays; attributes: for the second copy. Prints the tree's hash, then the environment.
+# The last release before it stays as a tag on it: packages read their version from it, and act by it.
 STRIP = r"""
 set -u -o pipefail
 fail() { echo "$1"; exit 1; }
@@ -17,6 +18,7 @@ head=$(git rev-parse --verify --quiet HEAD) || fail "the repository at /testbed 
 base=${base:-$head}
 quiet git merge-base --is-ancestor "$base" "$head" || fail "its HEAD $head does not descend from base_commit $base"
 
+tag=$(git describe --tags --abbrev=0 "$base" 2> /dev/null)
 quiet git update-ref --no-deref HEAD "$head"
 git for-each-ref --format='delete %(refname)' | quiet git update-ref --no-deref --stdin || fail "cannot remove refs"
 git config --local --name-only --get-regexp '^(branch|remote|url)\.' | sed 's/\.[^.]*$//' | sort -u |
@@ -27,6 +29,7 @@ echo "$base" > "$git/shallow" || fail "cannot write to $git"
 quiet git symbolic-ref HEAD refs/heads/main && quiet git update-ref refs/heads/main "$head" || fail "cannot set HEAD"
 quiet git repack -a -d && rm -f "$git/objects/info/alternates" && quiet git prune --expire=now || fail "cannot repack"
 rm -rf "$git"/logs
+[ -z "$tag" ] || quiet git update-ref "refs/tags/$tag" "$base" || fail "cannot keep the tag $tag"
 kept=$(git rev-list --count HEAD)
 found=$(git cat-file --batch-all-objects --batch-check='%(objecttype)' | grep -c -e commit -e tag)
 [ "$kept" = "$found" ] || fail "$found commits and tags are left in it instead of $kept"

@@ -7,6 +7,7 @@ Only what this project pulled is ever removed (`book`); images that were here be
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections import Counter, defaultdict
@@ -18,7 +19,7 @@ from typing import Any
 import docker
 from docker.errors import APIError, ImageNotFound
 
-from dagger_nb.errors import PullLimit, SandboxError
+from dagger_nb.errors import ImageMissing, PullLimit, SandboxError
 from dagger_nb.sandboxes.containers.book import Book
 from dagger_nb.sandboxes.containers.errors import FAILURES, advice, explained, reason
 
@@ -35,9 +36,10 @@ FATES = {
     "lost": "cannot be had",
     "left": "left until they are needed",
 }
-_LIMITED = "toomanyrequests"
+_LIMITED = re.compile("toomanyrequests|too many requests|pull rate limit", re.IGNORECASE)  # as engines have said it
+_MISSING = ("not found", "manifest unknown", "denied")
 _BUSY = "disk usage operation is already running"
-_FINAL = ("not found", "manifest unknown", "denied", "no space left", "invalid reference")
+_FINAL = (*_MISSING, "no space left", "invalid reference")
 
 Log = Callable[[str], None]
 
@@ -138,11 +140,12 @@ class Shelf:
             why = self._pulled(image)
             if not why:
                 return
-            if _LIMITED in why.lower():
+            if _LIMITED.search(why):
                 raise PullLimit(f"image {image} is not here and may not be pulled yet ({why}); {advice(why)}")
             if attempt == TRIES or any(sign in why.lower() for sign in _FINAL):
                 step = advice(why) or f"try `docker pull {image}` by hand"
-                raise SandboxError(f"image {image} is not on this machine and cannot be pulled ({why}); {step}")
+                kind = ImageMissing if any(sign in why.lower() for sign in _MISSING) else SandboxError
+                raise kind(f"image {image} is not on this machine and cannot be pulled ({why}); {step}")
             time.sleep(WAIT_S * 4 ** (attempt - 1))
 
     def _pulled(self, image: str) -> str:

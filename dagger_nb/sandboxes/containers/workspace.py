@@ -98,7 +98,7 @@ def read(container: Container, path: str) -> str:
     ended = container.run(script(READ, path=f"{ROOT}/{place}"), SCRIPT_S, READ_BYTES)
     if ended.exit_code != 0:
         raise _problem(ended.output, path)
-    return ended.output.decode(errors="replace")
+    return ended.output.decode()
 
 
 def write(container: Container, path: str, text: str) -> None:
