@@ -130,6 +130,12 @@ DEVIATIONS: tuple[Deviation, ...] = (
         "grading has no network; the images hold the package already",
     ),
     Deviation(
+        "SWE-bench's harness grades",
+        "tests under pytest: the same eval_script and log parser in our containers, without a network, with tests put "
+        "back and canaries; others: swebench's command line, which judges all of Verified again in notebook 06",
+        "a patch can lie to the harness; both verdicts are shown",
+    ),
+    Deviation(
         "64K context",
         "{s.episode.context:,} tokens",
         "Qwen3-8B was trained to read 40,960; more needs YaRN, of which the paper says nothing. For 65,536, put "

@@ -10,6 +10,7 @@ from dagger_nb import config, footprint, memory
 from dagger_nb.gpus import local_gpus
 from dagger_nb.plan import Plan, grading, plan
 from dagger_nb.profiles import LAPTOP_GB, PROFILES
+from dagger_nb.recipes import RECIPES
 from dagger_nb.settings import GENERATED, Settings
 from dagger_nb.usage import GRADE, Usage
 
@@ -53,13 +54,17 @@ def phases(predicted: Plan, number: str, patches: int = 0) -> list[Usage]:
     recipes = _RECIPES_OF[number]
     found = [phase for phase in predicted.phases if phase.phase == _FIRST and number == "02"]
     found += [p for p in predicted.phases if p.phase != _FIRST and p.phase.partition(" ")[0] in recipes]
-    graded = patches + (gold_patches(predicted.settings) if number == "06" else 0)
+    graded = patches + (exam_patches(predicted.settings) if number == "06" else 0)
     return found + ([grading("sample", graded, predicted.settings, predicted.rates)] if graded else [])
 
 
-def gold_patches(settings: Settings) -> int:
-    """How many notebook 06 grades of exams whose instances are real; generated ones were validated one by one."""
-    return 0 if settings.tasks.source == GENERATED else settings.tasks.test + settings.tasks.unseen
+def exam_patches(settings: Settings) -> int:
+    """How many notebook 06 grades of exams whose instances are real; generated ones were validated one by one.
+
+    Every gold patch once, and by swebench's command line the unseen exam: its gold patches twice, and each recipe's.
+    """
+    tasks = settings.tasks
+    return 0 if tasks.source == GENERATED else tasks.test + tasks.unseen * (3 + len(RECIPES))
 
 
 def _row(settings: Settings, number: str, patches: int) -> dict[str, object]:

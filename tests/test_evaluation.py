@@ -327,7 +327,7 @@ def test_what_a_script_says_before_its_tests_leaves_room_for_them(factory, monke
     monkeypatch.setattr("dagger_nb.evaluation.grading.LOG_BYTES", 20_000)
     loud = TASK.eval_script.replace("cd /testbed\n", "cd /testbed\nseq 20000\n", 1)
     assert loud != TASK.eval_script
-    assert grade(replace(TASK, eval_script=loud), TASK.patch, factory).resolved
+    assert grade(dataclasses.replace(TASK, eval_script=loud), TASK.patch, factory).resolved
 
 
 class Limited:

@@ -254,7 +254,7 @@ def test_the_notebooks_needs_add_up_to_the_plan(profile):
     settings = config.load(profile)
     predicted = plan.plan(settings)
     found = [phase for number in ("02", "03", "04", "05") for phase in needs.phases(predicted, number)]
-    assert sum(phase.episodes for phase in needs.phases(predicted, "06")) == (600 if profile == "qwen3-4b" else 0)
+    assert sum(phase.episodes for phase in needs.phases(predicted, "06")) == (3600 if profile == "qwen3-4b" else 0)
     assert sorted(phase.phase for phase in found) == sorted(phase.phase for phase in predicted.phases)
     assert "collects and trains nothing" in needs.text(settings, "05")
     assert ("GPU of 99 GB" in needs.text(settings, "04")) == (profile == "qwen3-4b")
@@ -278,10 +278,13 @@ def test_a_notebook_states_for_every_profile_what_it_needs_and_takes(number):
 def test_notebook_06_needs_docker_for_real_tasks_and_no_gpu(tmp_path, monkeypatch):
     monkeypatch.setattr(needs, "local_gpus", lambda: pytest.fail("a reader of results looks at no GPU"))
     said = needs.text(config.load("qwen3-4b"), "06", patches=28)
-    assert "collects and trains nothing" in said and "628 patches are graded, 2.6 hours" in said  # 628 x 120 s / 8
-    table = needs.table("06", 28)  # the gold patch of each of the 100 + 500 real instances is graded too
+    assert "collects and trains nothing" in said and "3,628 patches are graded, 15.1 hours" in said  # 3,628 x 120 s / 8
+    table = needs.table("06", 28)  # and 100 + 500 gold patches, and 500 by the command line: gold twice, four recipes
     row, tiny = table.loc["qwen3-4b"], table.loc["tiny"]
-    assert (row.GPU, row.Docker, row.patches) == ("none", "yes", "628") and (tiny.Docker, tiny.patches) == ("no", "28")
+    assert (row.GPU, row.Docker, row.patches) == ("none", "yes", "3,628") and (tiny.Docker, tiny.patches) == (
+        "no",
+        "28",
+    )
 
 
 def test_needs_refuse_a_gpu_that_is_too_small(tmp_path, monkeypatch):

@@ -64,9 +64,10 @@ def evaluate(
     workers: int,
     timeout_s: int = TIMEOUT_S,
     gold_runs: int = 1,
+    gold_folder: Path | None = None,
     log: Log = print,
 ) -> Official:
-    """Grade the predictions of one model, after the gold patches of the same instances.
+    """Grade the predictions of one model, after the gold patches of all `tasks`.
 
     Everything is kept below `folder`, and a call that was interrupted goes on at the instance: swebench keeps an
     instance's report by run id, and the run id carries the hash of what is graded.
@@ -75,6 +76,7 @@ def evaluate(
         workers: containers at once.
         timeout_s: wall clock of one instance's tests.
         gold_runs: how often the gold patches are run; from 2 on flaky instances show. 0 checks nothing.
+        gold_folder: where these runs are kept, for several models of the same tasks; below `folder` by default.
 
     Raises:
         EnvironmentProblem: no Docker daemon answers, another process works in the folder, or the command line failed;
@@ -83,10 +85,10 @@ def evaluate(
     """
     wanted = {row.instance_id for row in predictions}
     chosen = [task for task in tasks if task.instance_id in wanted]
-    gold = [Prediction(task.instance_id, "gold", task.patch) for task in chosen]
+    gold = [Prediction(task.instance_id, "gold", task.patch) for task in tasks]
     seen = []
     for number in range(1, gold_runs + 1):
-        run = write_inputs(folder / f"gold-{number}", chosen, gold)
+        run = write_inputs((gold_folder or folder) / f"gold-{number}", tasks, gold)
         seen.append(_finished(run, workers, timeout_s, log, f"gold patches, run {number} of {gold_runs}"))
     run = write_inputs(folder / "predictions", chosen, predictions)
     grades = _finished(run, workers, timeout_s, log, f"predictions of {run.model}")
