@@ -6,7 +6,8 @@ prompt       = queries x live tokens, of which `cached` are found again; complet
 money        = fresh prompt, cached prompt and completion, each x its price in `labels` (for a million tokens)
 models       = weights as published, the student's twice where its 4-bit weights are unpacked to be served
 runs         = tokens x record_bytes + an adapter (4 bytes a parameter, 3 of them with a checkpoint) a training
-images       = at most sandbox.images_gb are kept; pulled in all = distinct tasks x GB of an image
+images       = at most sandbox.images_gb are kept; pulled at the least = distinct tasks, at the most (where they do not
+               fit) one for every episode and patch, because each phase pulls again what others have pushed out
 """
 
 from __future__ import annotations
@@ -118,6 +119,19 @@ def pulls(settings: Settings) -> tuple[int, float]:
     return gym + tasks.unseen, gym * scale.value("image_gb") + tasks.unseen * scale.value("verified_image_gb")
 
 
+def pulls_at_most(settings: Settings, phases: Sequence[Usage]) -> int:
+    """How many images these phases pull if each pulls all of its own; that is so where not all can be kept."""
+    count, gigabytes = pulls(settings)
+    if gigabytes <= images_gb(settings):
+        return count
+    return round(sum(phase.episodes for phase in phases if not phase.kind.startswith(TRAIN)))
+
+
+def pull_hours(count: int) -> float:
+    """Hours that so many pulls take at a registry's limit."""
+    return count / scale.value("pulls_per_hour")
+
+
 def hours(phases: Sequence[Usage]) -> dict[str, float]:
     """Hours of collecting and exams, of training, and of grading."""
     kinds = {"episodes": 0.0, TRAIN: 0.0, GRADE: 0.0}
@@ -130,15 +144,15 @@ def report(settings: Settings, phases: Sequence[Usage]) -> str:
     """All of it as text, each with its formula; what was not measured is said to be assumed."""
     queries, tokens = teacher_tokens(settings, phases)
     count, pulled = pulls(settings)
-    spent, waiting, kept = hours(phases), count / scale.value("pulls_per_hour"), images_gb(settings)
-    again = f"; only {kept:,.0f} GB are kept (sandbox.images_gb), so that other recipes pull again what was removed"
+    spent, most = hours(phases), pulls_at_most(settings, phases)
+    again = f" (only {images_gb(settings):,.0f} GB are kept: sandbox.images_gb)" if most > count else ""
     lines = [
         f"hours: {sum(spent.values()):,.0f} ({', '.join(f'{kind} {each:,.0f}' for kind, each in spent.items())})",
         f"teacher: {queries:,.0f} queries, {tokens.prompt:,} prompt tokens ({tokens.cached:,} cached), "
         f"{tokens.completion:,} completion tokens; {_bill(settings, tokens)}",
         "disk: " + ", ".join(f"{kind} {size:,.0f} GB" for kind, size in disk_gb(settings, phases).items()),
-        f"images: {count:,} pulled at the least, {pulled:,.0f} GB in all, {waiting:,.0f} hours at Docker Hub's limit"
-        + (again if pulled > kept else ""),
+        f"images: {count:,} pulled at the least, {pulled:,.0f} GB in all; {most:,} at the most{again}. At Docker Hub's "
+        f"limit {pull_hours(count):,.0f} to {pull_hours(most):,.0f} hours beside the above, less with a paid account",
     ]
     formulas = f"{__doc__.partition(chr(10))[2]}\nGPU memory:{memory.__doc__.partition(chr(10))[2]}"
     return "\n\n".join(

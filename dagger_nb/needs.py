@@ -44,7 +44,8 @@ def text(settings: Settings, number: str, patches: int = 0) -> str:
 def table(number: str, patches: int = 0) -> pd.DataFrame:
     """What notebook `number` needs and takes, a row a profile.
 
-    `tokens` in millions; `GPU`: the memory of the smallest that will do; `disk` in GB, a laptop's of all notebooks.
+    `tokens` in millions; `pull hours`: at the most, at Docker Hub's limit; `GPU`: the memory of the smallest that will
+    do; `disk` in GB, a laptop's of all notebooks.
     """
     return pd.DataFrame([_row(config.load(name), number, patches) for name in PROFILES]).set_index("profile")
 
@@ -78,6 +79,7 @@ def _row(settings: Settings, number: str, patches: int) -> dict[str, object]:
         "tokens": f"{sum(phase.tokens for phase in mine) / 1e6:,.2f}",
         "patches": f"{_patches(mine):,.0f}",
         "time": _time(mine),
+        "pull hours": f"{footprint.pull_hours(footprint.pulls_at_most(settings, mine)):,.0f}",
         "GPU": f"{memory.needed_bytes(settings) / memory.GB:.0f} GB" if served else "none",
         "Docker": "yes" if mine and settings.sandbox.back_end == "docker" else "no",
         "disk": f"{_disk_gb(settings, mine):,.0f}" if _asks_models(mine) else "0",

@@ -242,6 +242,18 @@ def test_images_are_counted_once_each():
     assert footprint.pulls(config.load("tiny")) == (0, 0.0)
 
 
+def test_images_that_do_not_fit_are_pulled_again_by_every_phase():
+    settings = config.load("qwen3-4b")
+    phases = plan.plan(settings).phases
+    most = footprint.pulls_at_most(settings, phases)
+    assert most == sum(phase.episodes for phase in phases if not phase.kind.startswith("training")) > 3 * 2560
+    assert f"{most:,} at the most (only 200 GB are kept" in footprint.report(settings, phases)
+    roomy = config.load("qwen3-4b", {"sandbox.images_gb": 10_000.0})
+    assert footprint.pulls_at_most(roomy, phases) == 2938
+    tiny = config.load("tiny")
+    assert footprint.pulls_at_most(tiny, plan.plan(tiny).phases) == 0
+
+
 def test_the_hours_of_all_phases_are_the_plans(settings):
     predicted = plan.plan(config.load("qwen3-8b"))
     assert 60 * sum(footprint.hours(predicted.phases).values()) == pytest.approx(
