@@ -86,9 +86,10 @@ class LocalSandbox:
         return seen.result
 
     def read(self, path: str) -> str:
-        """Text of a file (UTF-8, undecodable bytes replaced).
+        """Text of a file.
 
         Raises:
+            UnicodeDecodeError: it is no UTF-8.
             FileNotFoundError, IsADirectoryError: as the words say.
             PermissionError: the path leads outside /testbed.
         """
@@ -97,7 +98,7 @@ class LocalSandbox:
             raise IsADirectoryError(f"{ROOT}/{place} is a folder")
         if place not in self.snapshot.entries:
             raise FileNotFoundError(f"{ROOT}/{place} does not exist")
-        return self.snapshot.entries[place].data.decode(errors="replace")
+        return self.snapshot.entries[place].data.decode()
 
     def write(self, path: str, text: str) -> None:
         """Create or overwrite a file, making its folders.
