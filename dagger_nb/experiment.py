@@ -271,7 +271,8 @@ class Experiment:
                 found |= self._settled(group, [job for job in jobs if job.number not in found])  # as in `train`
                 self._play(group, [job for job in jobs if job.number not in found], title, len(jobs))
                 self._play_again(group, jobs, title)
-        return [found.get(job.number) or self.store.read_cohort(group, job.number) for job in jobs]
+            return [self.store.read_cohort(group, job.number) for job in jobs]
+        return [found[job.number] for job in jobs]
 
     def _play(self, group: str, jobs: Sequence[CohortJob], title: str, total: int) -> None:
         self._tried.update((group, job.number) for job in jobs)

@@ -48,8 +48,9 @@ def identity(name: str, settings: Settings) -> dict[str, Any]:
 
 
 def begun(settings: Settings) -> bool:
-    """Whether this machine has a run of these settings, whatever it may cost."""
-    return any(paths.run_folder(name, settings.seed, digest(identity(name, settings))).is_dir() for name in RECIPES)
+    """Whether this machine has collected something under these settings, whatever it may cost."""
+    folders = [paths.run_folder(name, settings.seed, digest(identity(name, settings))) for name in RECIPES]
+    return any((folder / "rounds").is_dir() for folder in folders)
 
 
 def _base_digest(settings: Settings) -> str:

@@ -1,7 +1,7 @@
 """What a served profile needs of this machine: GPU, vLLM, models, endpoint and tasks; and what containers need.
 
-Nothing is started and nothing large is downloaded. An endpoint is asked one small question, every time anew, which is
-on no run's bill.
+Nothing is started and nothing large is downloaded. An endpoint is asked two or three small questions, every time anew,
+which are on no run's bill.
 """
 
 from __future__ import annotations

@@ -352,7 +352,7 @@ def test_an_endpoint_that_refuses_everything_stops_the_run_too(server, file):
         jobs = (policy.reply(state(next(FRESH)), GREEDY, 0) for _ in range(OUTAGE + 1))
         return await asyncio.gather(*jobs, return_exceptions=True)
 
-    server.next(*["400"] * (OUTAGE + 1))
+    server.next(*["400"] * (OUTAGE + 3))  # the small question is refused too
     kinds = Counter(type(error) for error in asked(server, file, many))
     assert kinds == {PolicyError: OUTAGE - 1, EnvironmentProblem: 2}
 
@@ -362,16 +362,53 @@ def test_an_endpoint_that_answered_before_is_waited_for(server, file):
 
     async def use(policy: EndpointPolicy) -> list[int]:
         await policy.reply(state(next(FRESH)), GREEDY, 0)
-        server.next(*["500"] * 30)
-        jobs = (policy.reply(state(next(FRESH)), GREEDY, 0) for _ in range(3))
+        server.next(*["500"] * 60)
+        jobs = (policy.reply(state(next(FRESH)), GREEDY, 0) for _ in range(8))
         return await asyncio.gather(*jobs)
 
     server.next("ok")
-    assert len(asked(server, file, use)) == 3
+    assert len(asked(server, file, use)) == 8
     server.next("ok")
     with pytest.raises(EnvironmentProblem, match="Run the same command again"):
         asked(server, file, use, retries=replace(QUICK, outage_s=0.02))
     server.next("ok", *["ok"] * 40)
+
+
+def test_an_outage_that_begins_between_a_call_and_its_answer_is_waited_for_by_all(server, file):
+    """Calls that were open when the last answer came are no worse than those that began later."""
+
+    async def use(policy: EndpointPolicy) -> list[int]:
+        server.next(*["ok"] * 10, *["500"] * 80)
+        return await asyncio.gather(*(policy.reply(state(next(FRESH)), GREEDY, 0) for _ in range(30)))
+
+    assert len(asked(server, file, use, concurrency=4)) == 30
+
+
+def test_requests_that_are_refused_one_by_one_stop_no_run_whose_endpoint_answers(server, file):
+    """A content filter, say: each costs its own label, however many come in a row."""
+
+    async def use(policy: EndpointPolicy) -> list[BaseException]:
+        found = []
+        for _ in range(OUTAGE + 2):
+            server.next("400")
+            (error,) = await asyncio.gather(policy.reply(state(next(FRESH)), GREEDY, 0), return_exceptions=True)
+            found.append(error)
+        return found
+
+    assert {type(error) for error in asked(server, file, use)} == {PolicyError}
+
+
+def test_replies_of_no_use_are_not_paid_for_without_end(server, file):
+    async def use(policy: EndpointPolicy) -> None:
+        await policy.reply(state(next(FRESH)), GREEDY, 0)
+        server.next(*["another"] * 50)
+        with pytest.raises(PolicyError):
+            await policy.reply(state(next(FRESH)), GREEDY, 0)
+
+    server.next("ok")
+    asked(server, file, use)
+    assert len(calls_table(file, "run")) == 1 + QUICK.tries
+    server.next("ok", *["ok"] * 60)
 
 
 def test_one_request_that_fails_beside_others_that_are_answered_is_given_up(server, file, monkeypatch):

@@ -97,7 +97,7 @@ def _opened(task: Task, factory: SandboxFactory, wait: Callable[[float], object]
             return factory.open(task)
         except PullLimit:
             if wait(PAUSE_S):
-                break
+                raise
     return factory.open(task)
 
 

@@ -4,8 +4,9 @@ An answer that was kept is found again; only else is the server asked. There is 
 library's own is off): timeouts, torn connections, 429 and 5xx are tried again after an exponentially growing time
 with jitter, and never before a `Retry-After` has passed. A refusal of the key, the model or the request is final.
 What fails in the end is a PolicyError. An endpoint that answered before and now answers nobody is waited for, half an
-hour if need be; when it stays silent, or `OUTAGE` calls in a row have failed, an EnvironmentProblem stops the run, so
-that an endpoint which is gone, or refuses everything, does not make a day of missing labels.
+hour if need be, and asked a small question in the meantime. When it stays silent, or `OUTAGE` calls in a row failed and
+the question does too, an EnvironmentProblem stops the run: an endpoint that is gone, or refuses everything, makes no
+day of missing labels.
 
 The key is read from the environment, handed to the client library, and taken out of every text that leaves here.
 """
@@ -42,6 +43,7 @@ except ImportError as error:
 OUTAGE = 20
 NO_KEY = "unset"  # sent to a server that wants no key
 LISTING_S = 30.0  # for the list of a server's models
+PING = ({"role": "user", "content": "Are you there?"},)
 Chat = Sequence[Mapping[str, Any]]
 Reply = Mapping[str, Any]
 
@@ -51,8 +53,8 @@ class Retries:
     """How often one call is tried, and how long is waited before the next try (seconds).
 
     The n-th wait is drawn between half and the whole of `first_s * 2**(n-1)`, at most `longest_s`, on top of what
-    the server asks for. One that asks for more than `patience_s` is given up at once. While nobody else is answered
-    either, a call is tried until the endpoint has been silent for `outage_s`.
+    the server asks for. One that asks for more than `patience_s` is given up at once. An endpoint that has fallen
+    silent is waited for, `outage_s` at the most.
     """
 
     tries: int = 6
@@ -88,7 +90,8 @@ class EndpointPolicy:
         self._slots = asyncio.Semaphore(concurrency)
         self._asking: dict[str, asyncio.Task[Reply]] = {}
         self._failures = 0  # in a row
-        self._answered = self._failing = 0.0  # when it last did, and since when it does not, on the monotonic clock
+        self._answers = 0
+        self._asks_for_all = asyncio.Lock()
         key = _key(settings.key_variable)
         self._client = openai.AsyncOpenAI(
             base_url=settings.endpoint,
@@ -190,39 +193,76 @@ class EndpointPolicy:
             task.exception()  # looked at, also where nobody waits any more
 
     async def _ask(self, key: str, body: Mapping[str, Any]) -> Reply:
-        retrying = AsyncRetrying(
-            stop=self._enough,
-            wait=self._wait,
-            retry=retry_if_exception(self._again),
-            reraise=True,
-        )
+        """The reply to a request, after an outage asked for once more; a request that fails alone is given up."""
         try:
-            reply = await retrying(self._try, key, body)
+            try:
+                reply = await self._tried(key, body)
+            except Failure as failure:
+                if not self._down(failure):
+                    raise
+                await self._back(body)
+                reply = await self._tried(key, body)
         except Failure as failure:
-            raise self._final(failure) from None
-        self._failures, self._answered, self._failing = 0, time.monotonic(), 0.0
+            raise await self._final(failure, body) from None
+        self._failures, self._answers = 0, self._answers + 1
         return reply
 
-    def _final(self, failure: Failure) -> PolicyError | EnvironmentProblem:
+    async def _tried(self, key: str, body: Mapping[str, Any]) -> Reply:
+        """The reply after at most `retries.tries` tries; the failure says how many answers there were at its first."""
+        answers: list[int] = []
+
+        def enough(state: RetryCallState) -> bool:
+            answers.append(self._answers)
+            state.outcome.exception().answers = answers[0]
+            return state.attempt_number >= self.retries.tries
+
+        retrying = AsyncRetrying(stop=enough, wait=self._wait, retry=retry_if_exception(self._again), reraise=True)
+        return await retrying(self._try, key, body)
+
+    def _down(self, failure: Failure) -> bool:
+        """Whether an endpoint that did answer has answered nobody since a call began to fail."""
+        return failure.again and not failure.billed and 0 < self._answers == failure.answers
+
+    async def _back(self, body: Mapping[str, Any]) -> None:
+        """Wait until the endpoint answers; one asks for all, as each try may cost its bound.
+
+        Raises:
+            EnvironmentProblem: it was silent for `retries.outage_s`, or refuses.
+        """
+        answers = self._answers
+        async with self._asks_for_all:
+            until, pause = time.monotonic() + self.retries.outage_s, self.retries.first_s
+            while self._answers == answers:
+                failure = await self._ping(body)
+                if failure and (not failure.again or time.monotonic() > until):
+                    raise self._gone(failure)
+                if failure:
+                    pause = min(self.retries.longest_s, 2 * pause)
+                    await asyncio.sleep(min(failure.after_s, self.retries.patience_s) + pause)
+
+    async def _ping(self, body: Mapping[str, Any]) -> Failure | None:
+        """Ask a small question in the same way; why it was not answered, or None."""
+        asked = {**body, "messages": styles.render(PING, self.settings.style), self.settings.length_name: 16}
+        try:
+            await self._try(digest({"revision": self.settings.revision, **asked}), asked)
+        except Failure as failure:
+            return None if failure.billed else failure
+        self._answers += 1
+        return None
+
+    async def _final(self, failure: Failure, body: Mapping[str, Any]) -> PolicyError | EnvironmentProblem:
         """What a call that is given up raises: of this request alone, or of an endpoint that serves nobody."""
         if failure.full:
-            self._failures = 0
             return ContextError(self._words(failure))
         self._failures += 1
-        if self._failures < OUTAGE and not self._silent():
-            return PolicyError(self._words(failure))
+        if self._failures >= OUTAGE and await self._ping(body):
+            return self._gone(failure)
+        self._failures %= OUTAGE  # these requests were refused, and another is answered
+        return PolicyError(self._words(failure))
+
+    def _gone(self, failure: Failure) -> EnvironmentProblem:
         advice = "Run the same command again when it answers"
-        return EnvironmentProblem(f"{self._words(failure)}; {self._failures} calls in a row have failed. {advice}")
-
-    def _enough(self, state: RetryCallState) -> bool:
-        """Whether a call that failed is given up: tried often enough, unless all others wait for the endpoint too."""
-        if state.attempt_number < self.retries.tries:
-            return False
-        return not self._answered or self._answered > state.start_time or self._silent()
-
-    def _silent(self) -> bool:
-        """Whether an endpoint that did answer has failed every call for so long that it is gone."""
-        return bool(self._answered and self._failing) and time.monotonic() - self._failing > self.retries.outage_s
+        return EnvironmentProblem(f"{self._words(failure)}; nothing else is answered either. {advice}")
 
     def _again(self, error: BaseException) -> bool:
         return isinstance(error, Failure) and error.again and error.after_s <= self.retries.patience_s
@@ -242,12 +282,11 @@ class EndpointPolicy:
                 reply = read_reply(text)
             except BaseException as error:
                 (self.bill.release if unbilled(error) else self.bill.doubt)(call)
-                self._failing = self._failing or time.monotonic()
                 raise failure_of(error) from None
         fault = fault_of(reply, self.settings.path)
         self.bill.settle(call, usage_of(reply), None if fault else reply)
         if fault:
-            raise Failure(fault, again=True)
+            raise Failure(fault, again=True, billed=True)
         return reply
 
     def _words(self, failure: BaseException) -> str:

@@ -16,12 +16,15 @@ from dagger_nb.policies.protocol import Usage
 
 
 class Failure(Exception):
-    """One try that brought no answer: whether another may, after how many seconds, and whether the request was too long
-    for the model (`full`)."""
+    """One try that brought no answer: whether another may, after how many seconds, whether the request was too long for
+    the model (`full`), and whether there was a reply, only of no use (`billed`)."""
 
-    def __init__(self, message: str, *, again: bool, after_s: float = 0.0, full: bool = False) -> None:
+    def __init__(
+        self, message: str, *, again: bool, after_s: float = 0.0, full: bool = False, billed: bool = False
+    ) -> None:
         super().__init__(message)
-        self.again, self.after_s, self.full = again, after_s, full
+        self.again, self.after_s, self.full, self.billed = again, after_s, full, billed
+        self.answers = 0  # that others had had when the call began to fail
 
 
 def bound(body: Mapping[str, Any], length_name: str) -> Usage:

@@ -37,9 +37,9 @@ FATES = {
     "left": "left until they are needed",
 }
 _LIMITED = re.compile("toomanyrequests|too many requests|pull rate limit", re.IGNORECASE)  # as engines have said it
-_MISSING = ("not found", "manifest unknown", "denied")
+_MISSING = re.compile("manifest unknown|manifest for .* not found|repository does not exist|pull access denied")
 _BUSY = "disk usage operation is already running"
-_FINAL = (*_MISSING, "no space left", "invalid reference")
+_FINAL = ("not found", "manifest unknown", "denied", "no space left", "invalid reference")
 
 Log = Callable[[str], None]
 
@@ -144,7 +144,7 @@ class Shelf:
                 raise PullLimit(f"image {image} is not here and may not be pulled yet ({why}); {advice(why)}")
             if attempt == TRIES or any(sign in why.lower() for sign in _FINAL):
                 step = advice(why) or f"try `docker pull {image}` by hand"
-                kind = ImageMissing if any(sign in why.lower() for sign in _MISSING) else SandboxError
+                kind = ImageMissing if _MISSING.search(why.lower()) else SandboxError
                 raise kind(f"image {image} is not on this machine and cannot be pulled ({why}); {step}")
             time.sleep(WAIT_S * 4 ** (attempt - 1))
 
