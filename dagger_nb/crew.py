@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # what belongs to the extra `serving`
     from dagger_nb.bill import Account
     from dagger_nb.collector import Cast
     from dagger_nb.labelling import Labelled
+    from dagger_nb.policies.endpoint import EndpointPolicy
     from dagger_nb.serving import Server
 
 
@@ -167,24 +168,25 @@ class ServedCrew(Executor):
             student = await stack.enter_async_context(self._up[-1].student(version, self.renderer))
             account = Account(job.run, job.round)
             teacher, spent = await self._labeller(account, stack) if self._asks else (OraclePolicy(), None)
-            yield Cast(student, teacher, partial(self._label, teacher), self._teaching, spent)
+            yield Cast(student, teacher, partial(self._label, teacher), teaching(self.settings), spent)
 
     async def _admitted(self, job: CohortJob) -> None:
         """Have the teacher examined before images are pulled for hours; its answers are kept, and asked for once."""
         from dagger_nb.bill import Account
+        from dagger_nb.policies.admission import check
 
         if self._asks:
             async with AsyncExitStack() as stack:
-                await self._labeller(Account(job.run, job.round), stack)
+                policy, _ = await self._labeller(Account(job.run, job.round), stack)
+                await check(policy, **admission(self.settings))
 
     @property
     def _asks(self) -> bool:
         return not self.settings.teacher.scripted
 
-    async def _labeller(self, account: Account, stack: AsyncExitStack) -> tuple[Policy, Any]:
-        """The teacher at its endpoint, asked once whether it can label, and what its round has cost."""
+    async def _labeller(self, account: Account, stack: AsyncExitStack) -> tuple[EndpointPolicy, Any]:
+        """The teacher at its endpoint, and what its round has cost."""
         from dagger_nb.bill import Bill, tariff
-        from dagger_nb.policies.admission import check
         from dagger_nb.policies.endpoint import EndpointPolicy
 
         file = _answers()
@@ -197,7 +199,6 @@ class ServedCrew(Executor):
             concurrency=self.settings.serving.concurrency,
         )
         await stack.enter_async_context(policy)
-        await check(policy, **admission(self.settings))
         return policy, bill.spent
 
     async def _label(self, teacher: Policy, task: Task, trajectory: Trajectory) -> Labelled:
@@ -208,14 +209,10 @@ class ServedCrew(Executor):
             trajectory,
             policy=teacher,
             renderer=self.renderer,
-            sampling=self._teaching,
+            sampling=teaching(self.settings),
             settings=self.settings.labels,
             run_seed=self.settings.seed,
         )
-
-    @property
-    def _teaching(self) -> Sampling:
-        return teaching(self.settings)
 
 
 def teaching(settings: Settings) -> Sampling:

@@ -63,9 +63,9 @@ def refuse_unready(profile: str, overrides: Mapping[str, object], *, begun: bool
 
 def containers(settings: Settings) -> list[Check]:
     """Of sandboxes that are Docker's: the engine, its disk, and whether its machine has memory and cores for them."""
-    from dagger_nb import readiness
+    from dagger_nb import container_checks
 
-    return readiness.containers(settings)
+    return container_checks.containers(settings)
 
 
 def own_tasks(settings: Settings) -> list[Check]:

@@ -270,13 +270,21 @@ class Experiment:
             with self.store.alone():
                 found |= self._settled(group, [job for job in jobs if job.number not in found])  # as in `train`
                 self._play(group, [job for job in jobs if job.number not in found], title, len(jobs))
-                self._play_again(group, jobs, title)
-            return [self.store.read_cohort(group, job.number) for job in jobs]
+                found |= self._records(group, jobs)
+                if lost := self._lost(jobs, found):
+                    told = "cohorts with episodes that the infrastructure failed, run once more"
+                    self.log(f"{title} · {told}: {len(lost)}")
+                    self._play(group, lost, title, len(jobs))
+                    found |= self._records(group, lost)
         return [found[job.number] for job in jobs]
+
+    def _records(self, group: str, jobs: Sequence[CohortJob]) -> dict[int, CohortRecord | None]:
+        """The cohorts of some jobs as they are on disk, by number."""
+        return {job.number: self.store.read_cohort(group, job.number) for job in jobs}
 
     def _play(self, group: str, jobs: Sequence[CohortJob], title: str, total: int) -> None:
         self._tried.update((group, job.number) for job in jobs)
-        before = {} if self.fleet.lockstep else {job.number: self.store.read_cohort(group, job.number) for job in jobs}
+        before = {} if self.fleet.lockstep else self._records(group, jobs)
         todo = [_remainder(job, before.get(job.number)) for job in jobs]
         for done, (job, record, seconds) in enumerate(self.fleet.run(todo), start=total - len(jobs) + 1):
             known = before.get(job.number)
@@ -284,25 +292,19 @@ class Experiment:
             self.store.write_cohort(group, job.number, whole)
             self.log(progress_line(title, done, total, whole, seconds))
 
-    def _play_again(self, group: str, jobs: Sequence[CohortJob], title: str) -> None:
-        """Run once more what infrastructure failed, now that all others are done: a round is trained on as it is then.
+    def _lost(self, jobs: Sequence[CohortJob], records: Mapping[int, CohortRecord]) -> list[CohortJob]:
+        """The jobs with episodes that infrastructure failed: a round is trained on as it is when all others are done.
 
         Episodes that depend on each other would all run again; those wait for the next process.
         """
-        if self.fleet.lockstep:
-            return
-        records = {job.number: self.store.read_cohort(group, job.number) for job in jobs}
-        lost = [job for job in jobs if any(map(_broken, records[job.number].trajectories))]
-        if lost:
-            self.log(f"{title} · cohorts with episodes that the infrastructure failed, run once more: {len(lost)}")
-            self._play(group, lost, title, len(jobs))
+        lockstep = self.fleet.lockstep
+        return [job for job in jobs if not lockstep and any(map(_broken, records[job.number].trajectories))]
 
     def _settled(self, group: str, jobs: Sequence[CohortJob]) -> dict[int, CohortRecord]:
         """The cohorts that are done; what infrastructure failed in the others is run again by the next process."""
-        known = {job.number: self.store.read_cohort(group, job.number) for job in jobs}
         return {
             number: record
-            for number, record in known.items()
+            for number, record in self._records(group, jobs).items()
             if record and ((group, number) in self._tried or not any(map(_broken, record.trajectories)))
         }
 

@@ -6,9 +6,8 @@ A teacher behind the Policy protocol may fail. A malformed answer is asked for o
 greedy (which would only repeat itself), whether the teacher acts or labels: its turn and its label of a state are one
 answer. Where the second is malformed too, its turn is executed as it is, an error that costs a turn and that the
 teacher reads in its next one, as any agent does; but it is no label, because the student would learn to say what no
-tool understands: the state counts as missing. So does a call that the student's own format cannot say, one without an
-answer, or beyond the budget. Missing labels are
-recorded with their reason and never invented.
+tool understands: the state counts as missing. So does one whose label the student's own format cannot say, one without
+an answer, or beyond the budget. Missing labels are recorded with their reason and never invented.
 """
 
 from __future__ import annotations

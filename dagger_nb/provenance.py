@@ -47,10 +47,14 @@ def identity(name: str, settings: Settings) -> dict[str, Any]:
     return {"recipe": name, **collected, "settings": kept, "base": _base_digest(settings)}
 
 
+def run_folder(name: str, settings: Settings) -> Path:
+    """Where the run of a recipe under some settings is, or would be."""
+    return paths.run_folder(name, settings.seed, digest(identity(name, settings)))
+
+
 def begun(settings: Settings) -> bool:
     """Whether this machine has collected something under these settings, whatever it may cost."""
-    folders = [paths.run_folder(name, settings.seed, digest(identity(name, settings))) for name in RECIPES]
-    return any((folder / "rounds").is_dir() for folder in folders)
+    return any((run_folder(name, settings) / "rounds").is_dir() for name in RECIPES)
 
 
 def _base_digest(settings: Settings) -> str:

@@ -1,4 +1,4 @@
-"""What a served profile needs of this machine: GPU, vLLM, models, endpoint and tasks; and what containers need.
+"""What a served profile needs of this machine: GPU, vLLM, models, endpoint, budget and tasks.
 
 Nothing is started and nothing large is downloaded. An endpoint is asked two or three small questions, every time anew,
 which are on no run's bill.
@@ -9,16 +9,14 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import random
-import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from dagger_nb import crew, footprint, memory, paths, plan, revisions
 from dagger_nb.background import result_of
-from dagger_nb.bill import Cap, Tariff, tariff
+from dagger_nb.bill import Cap, tariff
 from dagger_nb.checks import Check, disk, existing, failed
 from dagger_nb.errors import DaggerError, DataError
 from dagger_nb.evaluation.grading import refuse_unjudged, without_pytest
@@ -95,8 +93,10 @@ def gpu(settings: Settings) -> list[Check]:
         found, needed = local_gpus(), f"the profile needs one of {memory.needed(settings)}"
     except DaggerError as error:
         return [failed("GPU", error)]
-    if not found and (small := without_gpu(settings)):
-        return [Check("GPU", "ok", f"none, and none is needed: {small}")]
+    if not found and _processor_will_do(settings) and _engine_of_cpus(settings):
+        size = shape_of(settings.student.path).parameters
+        what = f"a student of {size:,} parameters is served and trained on the processor"
+        return [Check("GPU", "ok", f"none, and none is needed: {what}")]
     if not found:
         return [Check("GPU", "fail", f"none (no nvidia-smi); {needed}", GET_GPU)]
     first = found[0]
@@ -107,12 +107,13 @@ def gpu(settings: Settings) -> list[Check]:
     return [Check("GPU", "warn" if advice else "ok", f"{what}; {held}", advice), torch_build()]
 
 
-def without_gpu(settings: Settings) -> str:
-    """How a profile does without a GPU, in words; empty where it needs one. Raises DataError: an unknown shape."""
-    size = shape_of(settings.student.path).parameters
-    if memory.teacher_here(settings) or size > SMALL or not _engine_of_cpus(settings):
-        return ""
-    return f"a student of {size:,} parameters is served and trained on the processor"
+def _processor_will_do(settings: Settings) -> bool:
+    """Whether there is no GPU and none is needed: a small student, and no teacher that is served here."""
+    try:
+        small = shape_of(settings.student.path).parameters <= SMALL
+        return small and not memory.teacher_here(settings) and not local_gpus()
+    except DaggerError:
+        return False
 
 
 def _engine_of_cpus(settings: Settings) -> bool:
@@ -139,18 +140,11 @@ def vllm(settings: Settings) -> Check:
     except DaggerError as error:
         return failed("vLLM", error)
     what = f"{engine.version}, {'the build for CPUs' if engine.cpu else 'the build for GPUs'}, in {engine.python}"
-    if engine.cpu and not _on_processors(settings):
+    if engine.cpu and not _processor_will_do(settings):
         return Check(
             "vLLM", "fail", what, "pip install vllm==0.32.0 in an environment of its own; name it in serving.python"
         )
     return Check("vLLM", "ok", what)
-
-
-def _on_processors(settings: Settings) -> bool:
-    try:
-        return not local_gpus() and bool(without_gpu(settings))
-    except DaggerError:
-        return False
 
 
 # --- models -------------------------------------------------------------------------------------------------------
@@ -271,8 +265,8 @@ def budget(settings: Settings) -> list[Check]:
         phases = plan.plan(settings).phases
     except DaggerError as error:
         return [failed("budget", error)]
-    runs = _exceeding(settings, limits, limits.run, _grouped(phases, lambda phase: account(phase)[0]))
-    rounds = _exceeding(settings, limits, limits.round, _grouped(phases, lambda phase: _round(*account(phase))))
+    runs = _exceeding(settings, limits.run, phases, lambda phase: account(phase)[0])
+    rounds = _exceeding(settings, limits.round, phases, lambda phase: _round(*account(phase)))
     if not (runs or rounds):
         return [Check("budget", "ok", f"each of {len(RECIPES)} runs is planned to stay within its own limit")]
     over = " and ".join(
@@ -296,21 +290,15 @@ def _round(recipe_name: str, round_: int) -> str:
     return f"{recipe_name} round {round_}" if round_ else f"{recipe_name} exams"
 
 
-def _grouped(phases: Iterable[Usage], key: Callable[[Usage], str]) -> dict[str, list[Usage]]:
-    groups: dict[str, list[Usage]] = {}
-    for phase in phases:
-        groups.setdefault(key(phase), []).append(phase)
-    return groups
-
-
 def _exceeding(
-    settings: Settings, limits: Tariff, cap: Cap, groups: Mapping[str, Sequence[Usage]]
+    settings: Settings, cap: Cap, phases: Sequence[Usage], payer: Callable[[Usage], str]
 ) -> dict[str, list[str]]:
-    """Which groups of phases take more than `cap`: their names, by the part of the limit (in words)."""
+    """Which payers' phases take more than `cap`: their names, by the part of the limit (in words)."""
     found: dict[str, list[str]] = {}
-    for name, phases in groups.items():
-        queries, tokens = footprint.teacher_tokens(settings, phases)
-        limit = cap.why_not(round(queries), tokens.prompt + tokens.completion, limits.prices.picos(tokens))
+    prices = tariff(settings.labels).prices
+    for name in dict.fromkeys(map(payer, phases)):
+        queries, tokens = footprint.teacher_tokens(settings, [phase for phase in phases if payer(phase) == name])
+        limit = cap.why_not(round(queries), tokens.prompt + tokens.completion, prices.picos(tokens))
         if limit:
             found.setdefault(limit, []).append(name)
     return found
@@ -329,7 +317,7 @@ async def _ask(settings: Settings) -> str:
             return await check(policy, **crew.admission(settings))
 
 
-# --- tasks and containers -------------------------------------------------------------------------------------------
+# --- tasks -------------------------------------------------------------------------------------------
 
 
 def tasks(settings: Settings) -> Check:
@@ -365,81 +353,3 @@ def _counted(settings: Settings) -> Check:
     counts = ", ".join(f"{split} {count}" for split, count in sizes.items() if count)
     official = len(without_pytest(judged))
     return Check("tasks", "ok", counts + (f"; {official} are graded by swebench's command line" if official else ""))
-
-
-def containers(settings: Settings) -> list[Check]:
-    """Whether an engine answers, has room for the images that are kept, and the machine for its containers."""
-    try:
-        from dagger_nb.sandboxes.containers.errors import connect
-    except ImportError as error:
-        return [Check("Docker", "fail", str(error), "pip install 'dagger-nb[docker]'")]
-    try:
-        about = connect(timeout_s=20.0).info()
-    except DaggerError as error:
-        return [failed("Docker", error)]
-    return [images(settings, about, _held_gb()), container_memory(settings, about), container_cores(settings, about)]
-
-
-def _held_gb() -> float:
-    """GB of images that this project pulled before; 0 where the engine does not say."""
-    from dagger_nb.sandboxes.containers.book import Book
-    from dagger_nb.sandboxes.containers.errors import connect
-    from dagger_nb.sandboxes.containers.shelf import Shelf
-
-    try:
-        with closing(connect()) as client:
-            return Shelf(client, 0.0, Book(paths.images())).held_gb()
-    except DaggerError:
-        return 0.0
-
-
-def images(settings: Settings, about: Mapping[str, Any], held: float = 0.0) -> Check:
-    """Room for images where the engine (`about`: what `docker info` says) keeps them, `held` GB of which are there."""
-    folder, wanted = Path(about["DockerRootDir"]), max(0.0, footprint.images_gb(settings) - held)
-    what = f"engine {about['ServerVersion']}, images in {folder}"
-    if not folder.exists():  # an engine on another machine
-        return Check("Docker", "warn", what, f"see that {wanted:g} GB are free there")
-    free = shutil.disk_usage(folder).free / 1e9
-    what += f", {free:.0f} GB free; up to {wanted:.0f} GB of images are pulled and kept beside {held:.0f} that are here"
-    if free >= wanted:
-        return Check("Docker", "ok", what)
-    return Check("Docker", "fail", what, "lower sandbox.images_gb", room=True)
-
-
-def container_memory(settings: Settings, about: Mapping[str, Any]) -> Check:
-    """The memory that all containers may take at once, and one of them, against the engine's machine.
-
-    A limit is no reservation, and few tests come near it: too little for all of them is a risk and only a warning.
-    """
-    each, at_once, there = settings.sandbox.memory_gb, crew.sandboxes_at_once(settings), about["MemTotal"] / memory.GB
-    what = f"{at_once} x {each:g} GB may be taken at once; the engine's machine ({about['Name']}) has {there:.0f} GB"
-    if each > there:
-        return Check("container memory", "fail", what, f"lower sandbox.memory_gb to less than {there:.0f}")
-    if each * at_once <= there:
-        return Check("container memory", "ok", what)
-    return Check(
-        "container memory",
-        "warn",
-        f"{what}: if it runs out, the kernel kills commands, servers or training",
-        f"lower {_of_containers(settings)} so that at most {int(there / each)} are open, or sandbox.memory_gb",
-    )
-
-
-def container_cores(settings: Settings, about: Mapping[str, Any]) -> Check:
-    """The processors that commands may keep busy at once, against the engine's machine."""
-    each, at_once, there = settings.sandbox.cpus, settings.workers, about["NCPU"]
-    what = f"{at_once} x {each:g} may be busy at once; the engine's machine ({about['Name']}) has {there}"
-    if each * at_once <= there:
-        return Check("container cores", "ok", what)
-    cut = f", and a container gets {there} of its {each:g}" if each > there else ""
-    return Check(
-        "container cores",
-        "warn",
-        f"{what}{cut}: commands are slower and may reach their time limit",
-        f"lower workers to {max(1, int(there / each))}, or raise episode.command_timeout_s",
-    )
-
-
-def _of_containers(settings: Settings) -> str:
-    """The settings that decide how many containers are open at once."""
-    return "serving.concurrency and workers" if settings.served else "episode.cohort or workers"

@@ -19,9 +19,9 @@ from dagger_nb.evaluation.grades import Grade, Status
 from dagger_nb.evaluation.predictions import Prediction, read_predictions
 from dagger_nb.experiment import EXAMS, Experiment, all_labels, all_missing, all_trajectories, diagnosed
 from dagger_nb.fleet import Executor
-from dagger_nb.provenance import identity
+from dagger_nb.provenance import run_folder
 from dagger_nb.recipes import RECIPES
-from dagger_nb.records import Task, digest
+from dagger_nb.records import Task
 from dagger_nb.settings import GENERATED, Settings
 from dagger_nb.statistics import holm, wilson
 from dagger_nb.store import CohortRecord, write_text
@@ -221,8 +221,7 @@ def published() -> Path:
 
 def runs(settings: Settings, fleet: Executor) -> dict[str, Experiment]:
     """The runs of these settings that this machine has, by recipe in the order of the notebooks; starts nothing."""
-    folders = {name: paths.run_folder(name, settings.seed, digest(identity(name, settings))) for name in RECIPES}
-    return {name: Experiment(name, settings, fleet) for name, folder in folders.items() if folder.is_dir()}
+    return {name: Experiment(name, settings, fleet) for name in RECIPES if run_folder(name, settings).is_dir()}
 
 
 def exam_group(run: Experiment, exam_name: str) -> str:

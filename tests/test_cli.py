@@ -15,7 +15,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from dagger_nb import checks, cli, config, doctor, paths, provenance, readiness, records, runner, store
+from dagger_nb import checks, cli, config, doctor, paths, provenance, readiness, runner, store
 
 Capture = pytest.CaptureFixture[str]
 
@@ -248,9 +248,7 @@ def test_a_served_run_that_goes_on_is_not_refused_for_the_room_it_took(
     assert cli.main(["run", "02", "--profile", "qwen3-4b"]) == 2
     assert "fail disk" in capsys.readouterr().err
     settings = config.load("qwen3-4b")
-    paths.run_folder("sft", 0, records.digest(provenance.identity("sft", settings))).joinpath("rounds").mkdir(
-        parents=True
-    )
+    (provenance.run_folder("sft", settings) / "rounds").mkdir(parents=True)
     assert cli.main(["run", "02", "--profile", "qwen3-4b"]) == 0
     dearer = ["-p", "labels.queries=200"]  # the same run with a higher limit
     assert cli.main(["run", "02", "--profile", "qwen3-4b", *dearer]) == 0

@@ -17,7 +17,7 @@ import pytest
 from servers import KEY, MODEL, running
 from test_hub import newer_row, older_row, write_jsonl
 
-from dagger_nb import cli, config, doctor, paths, profiles, readiness, revisions, scale, store
+from dagger_nb import cli, config, container_checks, doctor, paths, profiles, readiness, revisions, scale, store
 from dagger_nb.checks import failed
 from dagger_nb.crew import executor
 from dagger_nb.errors import ConfigError, EnvironmentProblem
@@ -329,7 +329,7 @@ def engine(monkeypatch) -> Iterator[type[Engine]]:
 
 
 def contained(**overrides: object) -> dict[str, doctor.Check]:
-    return {found.name: found for found in readiness.containers(served(**overrides))}
+    return {found.name: found for found in container_checks.containers(served(**overrides))}
 
 
 def test_a_docker_engine_needs_room_for_images(engine, monkeypatch):
@@ -337,7 +337,7 @@ def test_a_docker_engine_needs_room_for_images(engine, monkeypatch):
     full = contained(sandbox__images_gb=1e9)["Docker"]
     assert full.status == "fail" and "engine 27.0" in full.what and "sandbox.images_gb" in full.next_step
     assert "beside 0 that are here" in full.what
-    monkeypatch.setattr(readiness, "_held_gb", lambda: 1e9 - 0.001)  # a run that goes on has pulled its images
+    monkeypatch.setattr(container_checks, "_held_gb", lambda: 1e9 - 0.001)  # a run that goes on has pulled its images
     assert contained(sandbox__images_gb=1e9)["Docker"].status == "ok"
     monkeypatch.setattr(engine, "root", "/on/another/machine")
     assert contained()["Docker"].status == "warn"
@@ -398,7 +398,7 @@ def test_containers_of_a_student_of_this_process_are_examined_too(engine):
 
 def test_no_docker_engine_is_explained(monkeypatch):
     monkeypatch.setenv("DOCKER_HOST", "unix:///no/such/socket")
-    (found,) = readiness.containers(served())
+    (found,) = container_checks.containers(served())
     assert found.status == "fail" and "no Docker daemon answers" in found.what and "start it" in found.next_step
 
 

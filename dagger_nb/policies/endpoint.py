@@ -255,9 +255,10 @@ class EndpointPolicy:
         if failure.full:
             return ContextError(self._words(failure))
         self._failures += 1
-        if self._failures >= OUTAGE and await self._ping(body):
-            return self._gone(failure)
-        self._failures %= OUTAGE  # these requests were refused, and another is answered
+        if self._failures >= OUTAGE:
+            if await self._ping(body):
+                return self._gone(failure)
+            self._failures = 0  # these requests were refused, and another is answered
         return PolicyError(self._words(failure))
 
     def _gone(self, failure: Failure) -> EnvironmentProblem:
