@@ -222,8 +222,8 @@ class Experiment:
     def _graded(self, pairs: Sequence[tuple[Task, str]], folder: Path) -> list[Grade]:
         """The verdicts on patches; `folder` is for what swebench's command line judges."""
         sandbox, workers = self.settings.sandbox, self.settings.workers
-        harness = harness_for(sandbox, folder, workers=workers, log=self.log)
         with factory_for(sandbox) as factory:  # no cache: no two gradings run the same commands
+            harness = harness_for(factory, folder, workers=workers, log=self.log)
             return grade_all(pairs, factory, jobs=workers, store_path=gradebook(), harness=harness, log=self.log)
 
     def exam_group(self, exam: Exam, student: Version) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pandas as pd
 
@@ -16,6 +17,7 @@ from dagger_nb.usage import GRADE, Usage
 
 _RECIPES_OF = {"02": (), "03": ("base", "sft"), "04": ("dagger", "switch"), "05": (), "06": ()}
 _FIRST = "sft collect 1"  # collected by notebook 02 and read by 03
+_SAMPLE, _OFFICIAL = "sample", "official"  # what notebook 06 grades beside the runs' exams, here and by swebench
 
 
 def text(settings: Settings, number: str, patches: int = 0) -> str:
@@ -55,17 +57,18 @@ def phases(predicted: Plan, number: str, patches: int = 0) -> list[Usage]:
     recipes = _RECIPES_OF[number]
     found = [phase for phase in predicted.phases if phase.phase == _FIRST and number == "02"]
     found += [p for p in predicted.phases if p.phase != _FIRST and p.phase.partition(" ")[0] in recipes]
-    graded = patches + (exam_patches(predicted.settings) if number == "06" else 0)
-    return found + ([grading("sample", graded, predicted.settings, predicted.rates)] if graded else [])
+    tasks, graded = predicted.settings.tasks, {_SAMPLE: patches}
+    if number == "06" and tasks.source != GENERATED:  # generated instances were validated one by one
+        graded[_SAMPLE] += tasks.test + tasks.unseen  # every gold patch
+        graded[_OFFICIAL] = tasks.unseen * (2 + len(RECIPES))  # gold patches twice, and each recipe's
+    return found + [grading(name, n, predicted.settings, predicted.rates) for name, n in graded.items() if n]
 
 
-def exam_patches(settings: Settings) -> int:
-    """How many notebook 06 grades of exams whose instances are real; generated ones were validated one by one.
-
-    Every gold patch once, and by swebench's command line the unseen exam: its gold patches twice, and each recipe's.
-    """
-    tasks = settings.tasks
-    return 0 if tasks.source == GENERATED else tasks.test + tasks.unseen * (3 + len(RECIPES))
+def pulls(settings: Settings, mine: Sequence[Usage]) -> int:
+    """Images pulled at the most. swebench's command line judges all patches of an instance while its image is here."""
+    unseen = settings.tasks.unseen
+    each = [replace(p, episodes=unseen) if p.phase == f"{_OFFICIAL} {GRADE}" else p for p in mine]
+    return footprint.pulls_at_most(settings, each)
 
 
 def _row(settings: Settings, number: str, patches: int) -> dict[str, object]:
@@ -79,7 +82,7 @@ def _row(settings: Settings, number: str, patches: int) -> dict[str, object]:
         "tokens": f"{sum(phase.tokens for phase in mine) / 1e6:,.2f}",
         "patches": f"{_patches(mine):,.0f}",
         "time": _time(mine),
-        "pull hours": f"{footprint.pull_hours(footprint.pulls_at_most(settings, mine)):,.0f}",
+        "pull hours": f"{footprint.pull_hours(pulls(settings, mine)):,.0f}",
         "GPU": f"{memory.needed_bytes(settings) / memory.GB:.0f} GB" if served else "none",
         "Docker": "yes" if mine and settings.sandbox.back_end == "docker" else "no",
         "disk": f"{_disk_gb(settings, mine):,.0f}" if _asks_models(mine) else "0",

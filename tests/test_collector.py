@@ -96,7 +96,7 @@ class Desks:
         self.hook(task, "open")
         return Desk(task, self)
 
-    def prefetch(self, tasks: Sequence[Task], log: Callable[[str], None] = print) -> dict[str, str]:
+    def prefetch(self, tasks: Sequence[Task], log: Callable[[str], None] = print) -> dict[str, SandboxError]:
         self.fetched.append([task.instance_id for task in tasks])
         return {}
 
@@ -673,7 +673,7 @@ def test_a_cancelled_run_leaves_no_real_sandbox(collector, train_tasks):
     class Watched:
         name = "watched"
 
-        def prefetch(self, tasks: Sequence[Task], log: Callable[[str], None] = print) -> dict[str, str]:
+        def prefetch(self, tasks: Sequence[Task], log: Callable[[str], None] = print) -> dict[str, SandboxError]:
             return factory.prefetch(tasks, log)
 
         def open(self, task: Task):

@@ -13,8 +13,10 @@ from types import SimpleNamespace
 import pytest
 
 from dagger_nb.errors import DataError, EnvironmentProblem, ImageMissing, PullLimit, SandboxError
+from dagger_nb.evaluation import official
 from dagger_nb.evaluation.grades import Grade, Status
-from dagger_nb.evaluation.official import Official, marks
+from dagger_nb.evaluation.official import Official, evaluate, marks
+from dagger_nb.evaluation.predictions import Prediction
 from dagger_nb.sandboxes import factory_for
 from dagger_nb.sandboxes.containers import archives, errors, protections, workspace
 from dagger_nb.sandboxes.containers.container import NO_PROGRAM, NO_TESTBED, Ended
@@ -22,7 +24,8 @@ from dagger_nb.sandboxes.containers.lease import Owner, machine, owner, started_
 from dagger_nb.sandboxes.containers.scripts import NO_START
 from dagger_nb.sandboxes.containers.shelf import Shelf
 from dagger_nb.settings import SandboxSettings
-from dagger_nb.tasks import generate
+from dagger_nb.store import write_json
+from dagger_nb.tasks import generate, tasks
 
 DAEMON = {
     "ServerVersion": "20.10", "Driver": "overlay2", "NCPU": 2, "MemoryLimit": True, "SwapLimit": True,
@@ -168,3 +171,66 @@ def test_instances_are_marked_by_their_gold_patches():
     assert marks(runs) == (("b",), ("c",)) and marks([]) == ((), ())
     found = Official(tuple(runs[0]), *marks(runs))
     assert [row.instance_id for row in found.undoubted] == ["a", "d"]
+
+
+class Images:
+    """A factory that only fetches; the registry limits its `limited`-th call."""
+
+    name = "docker"
+
+    def __init__(self, limited: int = 0) -> None:
+        self.limited, self.fetched = limited, []
+
+    def prefetch(self, found, log):
+        self.fetched.append([task.instance_id for task in found])
+        return {"an-image": PullLimit("toomanyrequests")} if len(self.fetched) == self.limited else {}
+
+
+@pytest.fixture
+def swebench(monkeypatch):
+    """The command line, in one process: every patch is resolved, but `lost` instances leave no report."""
+    started, lost = [], set()
+
+    def start(run, instances, workers, timeout_s):
+        started.append((run.folder.name, list(instances)))
+        for name in sorted({*instances} - lost):
+            tests = {kind: {"success": ["t"], "failure": []} for kind in ("FAIL_TO_PASS", "PASS_TO_PASS")}
+            write_json(run.log_folder(name) / "report.json", {name: {"resolved": True, "tests_status": tests}})
+
+    monkeypatch.setattr(official, "_start", start)
+    return SimpleNamespace(started=started, lost=lost)
+
+
+def test_all_patches_of_an_instance_are_graded_while_its_image_is_here(swebench, tmp_path):
+    found = sorted(tasks("test", 6), key=lambda task: task.instance_id)
+    names = [task.instance_id for task in found]
+    models = {model: [Prediction(name, model, "x\n") for name in names] for model in ("base", "dagger")}
+    models["dagger"] = models["dagger"][:5]
+    swebench.lost.add(names[1])
+    images, said = Images(), []
+    verdicts = evaluate(tmp_path, found, models, images, workers=1, gold_runs=2, log=said.append)
+    assert images.fetched == [names[:4], names[4:]]
+    runs = ("gold-1", "gold-2", "base", "dagger")
+    assert swebench.started == [
+        *((run, names[:4]) for run in runs),
+        *((run, names[4:5] if run == "dagger" else names[4:]) for run in runs),
+    ]
+    assert [row.status for row in verdicts["base"].grades] == [
+        Status.INFRASTRUCTURE if name == names[1] else Status.RESOLVED for name in names
+    ]
+    assert len(verdicts["dagger"].grades) == 5 and "dagger: 4 of 5 resolved, 1 lost" in said[-1]
+    swebench.started.clear()
+    swebench.lost.clear()
+    again = evaluate(tmp_path, found, models, images, workers=1, gold_runs=2, log=said.append)
+    assert swebench.started == [(run, names[1:2]) for run in runs] and images.fetched[2] == names[1:2]
+    assert all(row.resolved for each in again.values() for row in each.grades)
+
+
+def test_a_registry_that_limits_pulls_is_waited_for_before_the_command_line_starts(swebench, tmp_path, monkeypatch):
+    waited, said, images = [], [], Images(limited=1)
+    monkeypatch.setattr(official.time, "sleep", waited.append)
+    found = tasks("test", 1)
+    models = {"m": [Prediction(found[0].instance_id, "m", "x\n")]}
+    evaluate(tmp_path, found, models, images, workers=1, log=said.append)
+    assert waited == [official.PAUSE_S] and len(images.fetched) == 2
+    assert "hands out no more images for now; it is asked again in 10 minutes" in said[0]

@@ -12,7 +12,6 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
-from swebench.harness.reporting import make_run_report
 from swebench.harness.run_evaluation import get_dataset_from_preds
 from swebench.harness.utils import get_predictions_from_file, make_test_spec
 
@@ -290,7 +289,7 @@ def test_tests_of_another_runner_go_to_the_harness_once_and_what_it_lost_goes_ag
     pairs = list(zip(tasks, (TASK.patch, "x\n", "y\n", " \n"), strict=True))
     store, counting = tmp_path / "grades.jsonl", Counting(factory)
     first = grade_all(pairs, counting, store_path=store, harness=harness)
-    assert counting.fetched == [[TASK.instance_id], ["calc-2", "calc-3"]]  # what the command line pulls is in no book
+    assert counting.fetched == [[TASK.instance_id]]  # the harness fetches for itself
     assert [found.status.value for found in first] == ["resolved", "unresolved", "infrastructure", "empty_patch"]
     again = [grade_all(pairs, factory, store_path=store, harness=harness) for _ in range(2)]
     assert again[0] == again[1] == [first[0], first[1], Grade("calc-3", Status.UNRESOLVED), first[3]]
@@ -298,7 +297,7 @@ def test_tests_of_another_runner_go_to_the_harness_once_and_what_it_lost_goes_ag
 
 
 def test_without_docker_tests_of_another_runner_are_refused_and_never_failed(factory, tmp_path):
-    assert harness_for(SandboxSettings(), tmp_path, workers=1) is None
+    assert harness_for(factory, tmp_path, workers=1) is None
     (found,) = grade_all([(of_another_runner(), "x\n")], factory)
     assert found.status is Status.INFRASTRUCTURE and "sandbox.back_end = 'docker'" in found.detail
     with pytest.raises(ConfigError, match="1 of 2 tasks cannot be graded, calc-2 first: .*sandbox.back_end = 'docker'"):
@@ -344,12 +343,19 @@ class Limited:
             raise PullLimit("toomanyrequests; docker login, or wait")
         return self.factory.open(task)
 
+    def prefetch(self, tasks, log=print):
+        return {}
 
-def test_a_registry_that_limits_pulls_is_waited_for_and_costs_no_verdict(factory):
+
+def test_a_registry_that_limits_pulls_is_waited_for_and_costs_no_verdict(factory, monkeypatch):
     waited: list[float] = []
+    said: list[str] = []
     assert grade(TASK, TASK.patch, Limited(factory, 3), wait=waited.append).resolved and waited == [600.0] * 3
     left = grade(TASK, TASK.patch, Limited(factory, 9), wait=lambda seconds: True)
     assert left.status is Status.INFRASTRUCTURE and "docker login" in left.detail
+    monkeypatch.setattr("dagger_nb.evaluation.grading.PAUSE_S", 0.01)
+    assert grade_all([(TASK, TASK.patch)], Limited(factory, 2), log=said.append)[0].resolved
+    assert said == ["the registry hands out no more images for now; it is asked again in 10 minutes"] * 2
 
 
 def test_ids_that_are_cut_at_a_blank_may_pass_and_fail_as_expected_but_not_pass_and_fail():
@@ -475,13 +481,14 @@ def test_a_line_that_is_no_prediction_is_an_error_with_its_place(tmp_path, line)
 
 
 def test_the_harness_reads_our_folder_and_we_read_its_report(tmp_path, monkeypatch):
-    tasks = [dataclasses.replace(TASK, instance_id=name) for name in ("good", "bad", "none", "broken", "lost", "slow")]
+    names = ("good", "bad", "none", "broken", "lost", "slow", "torn")
+    tasks = [dataclasses.replace(TASK, instance_id=name) for name in names]
     rows = [Prediction(task.instance_id, "org/model", "" if task.instance_id == "none" else "x\n") for task in tasks]
     run = harness.write_inputs(tmp_path, tasks, rows)
     monkeypatch.chdir(tmp_path)  # where the command line is started
     predictions = {row["instance_id"]: row for row in get_predictions_from_file(harness.PREDICTIONS, "", "test")}
     dataset = get_dataset_from_preds(harness.DATASET, "test", None, predictions, run.run_id, False)
-    assert [row["instance_id"] for row in dataset] == ["bad", "broken", "good", "lost", "slow"]
+    assert [row["instance_id"] for row in dataset] == ["bad", "broken", "good", "lost", "slow", "torn"]
     assert make_test_spec(dataset[0]).FAIL_TO_PASS == list(TASK.FAIL_TO_PASS)
     status = {"FAIL_TO_PASS": {"success": ["t"], "failure": []}, "FAIL_TO_FAIL": {"success": [], "failure": []}}
     logs = {"broken": ">>>>> Patch Apply Failed:\nno", "slow": "Test timed out after 9 seconds.", "lost": "no image"}
@@ -492,13 +499,18 @@ def test_the_harness_reads_our_folder_and_we_read_its_report(tmp_path, monkeypat
             name: {"resolved": resolved, "tests_status": status | {"PASS_TO_PASS": {"success": [], "failure": []}}}
         }
         _put(run.log_folder(name) / "report.json", json.dumps(report))
-    make_run_report(predictions, [task.to_instance() for task in tasks], run.run_id, None, ".")
+    _put(run.log_folder("torn") / "report.json", '{"torn": ')
+    assert harness.unjudged(run) == ["lost", "torn"] and not (run.log_folder("torn") / "report.json").exists()
+    harness.summarise(run)
     grades = {found.instance_id: found for found in harness.read_report(run)}
     assert {name: found.status.value for name, found in grades.items()} == {
         "good": "resolved", "bad": "unresolved", "none": "empty_patch",
-        "broken": "patch_failed", "slow": "unresolved", "lost": "infrastructure"}  # fmt: skip
+        "broken": "patch_failed", "slow": "unresolved", "lost": "infrastructure",
+        "torn": "infrastructure"}  # fmt: skip
     assert set(grades["good"].report) == {"FAIL_TO_PASS", "PASS_TO_PASS"}
-    assert harness.command(run, workers=2)[:3] == ["swebench", "eval", harness.DATASET]
+    line = harness.command(run, workers=2, instances=["lost", "torn"])
+    assert line[:3] == ["swebench", "eval", harness.DATASET]
+    assert line[-4:] == ["--instance", "lost", "--instance", "torn"]
 
 
 def _put(path, text):

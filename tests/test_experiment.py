@@ -344,17 +344,17 @@ def test_an_exam_of_another_test_runner_is_graded_by_the_official_command_line(t
     found, started = Experiment("base", docker, Here(), silent), []
     trajectory = replace(experiment(tiny_base, "base", tasks__test=1).examine("test")[0].trajectories[0], patch="x\n")
     monkeypatch.setattr("dagger_nb.experiment.tasks_of", lambda *_, **__: [odd])
-    monkeypatch.setattr("dagger_nb.experiment.factory_for", lambda *_, **__: local_factory())
+    factory = local_factory()
+    factory.name = "docker"
+    monkeypatch.setattr("dagger_nb.experiment.factory_for", lambda *_, **__: factory)
     monkeypatch.setattr(found, "examine", lambda *_, **__: [CohortRecord((trajectory,), (), {})])
 
-    def swebench(run: HarnessRun, workers: int, timeout_s: int) -> None:
+    def swebench(run: HarnessRun, instances: Sequence[str], workers: int, timeout_s: int) -> None:
         started.append(run)
         rows = json.loads((run.folder / "instances.json").read_text())
         assert [row["eval_script"] for row in rows] == [odd.eval_script]
-        names = dict.fromkeys(("empty_patch_ids", "error_ids", "unresolved_ids"), []) | {"failure_reasons": {}}
-        names |= dict.fromkeys(("submitted_ids", "resolved_ids"), [task.instance_id])
-        store.write_json(run.report_path, names)
-        store.write_json(run.log_folder(task.instance_id) / "report.json", {task.instance_id: {}})
+        assert list(instances) == [task.instance_id]
+        store.write_json(run.log_folder(task.instance_id) / "report.json", {task.instance_id: {"resolved": True}})
 
     monkeypatch.setattr("dagger_nb.evaluation.official._start", swebench)
     for _ in range(2):

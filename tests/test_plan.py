@@ -293,6 +293,7 @@ def test_notebook_06_needs_docker_for_real_tasks_and_no_gpu(tmp_path, monkeypatc
     assert "collects and trains nothing" in said and "3,628 patches are graded, 15.1 hours" in said  # 3,628 x 120 s / 8
     table = needs.table("06", 28)  # and 100 + 500 gold patches, and 500 by the command line: gold twice, four recipes
     row, tiny = table.loc["qwen3-4b"], table.loc["tiny"]
+    assert row["pull hours"] == "34"  # of 128 + 500 images at their own grading, and of 500 once for the command line
     assert (row.GPU, row.Docker, row.patches) == ("none", "yes", "3,628") and (tiny.Docker, tiny.patches) == (
         "no",
         "28",

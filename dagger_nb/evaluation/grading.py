@@ -35,7 +35,7 @@ from dagger_nb.evaluation.predictions import Prediction
 from dagger_nb.evaluation.protection import PATCH_FAILED, UNPROTECTED, Canaries, draw_canaries, prepare_script
 from dagger_nb.evaluation.verdict import judge
 from dagger_nb.records import Task
-from dagger_nb.sandboxes.protocol import PAUSE_S, PAUSES, CommandResult, Sandbox, SandboxFactory
+from dagger_nb.sandboxes.protocol import PAUSE_S, PAUSED, PAUSES, CommandResult, Sandbox, SandboxFactory
 from dagger_nb.settings import SandboxSettings
 
 TIMEOUT_S = 30.0  # wall clock of one grading of a generated task
@@ -148,7 +148,7 @@ def grade_all(
     others = {key: (task, patch) for key, (task, patch) in missing.items() if patch.strip() and without_pytest([task])}
     own = {key: pair for key, pair in missing.items() if key not in others}
     factory.prefetch([task for task, patch in own.values() if patch.strip()], log)
-    for key, fresh in chain(_in_parallel(own, factory, jobs, timeout_s), _by_harness(others, harness, factory, log)):
+    for key, fresh in chain(_in_parallel(own, factory, jobs, timeout_s, log), _by_harness(others, harness)):
         if book:
             book.add(key, fresh)
         known[key] = fresh
@@ -157,11 +157,20 @@ def grade_all(
 
 
 def _in_parallel(
-    missing: Mapping[str, tuple[Task, str]], factory: SandboxFactory, jobs: int, timeout_s: float | None
+    missing: Mapping[str, tuple[Task, str]],
+    factory: SandboxFactory,
+    jobs: int,
+    timeout_s: float | None,
+    log: Callable[[str], None],
 ) -> Iterator[tuple[str, Grade]]:
     """Grades as they come; an exception or an interrupt cancels what has not started."""
     pool, leaving = ThreadPoolExecutor(jobs), threading.Event()
-    how = {"timeout_s": timeout_s, "wait": leaving.wait}
+
+    def wait(seconds: float) -> bool:
+        log(PAUSED)
+        return leaving.wait(seconds)
+
+    how = {"timeout_s": timeout_s, "wait": wait}
     try:
         futures = {pool.submit(grade, task, patch, factory, **how): key for key, (task, patch) in missing.items()}
         for future in as_completed(futures):
@@ -171,19 +180,10 @@ def _in_parallel(
         pool.shutdown(cancel_futures=True)
 
 
-def _by_harness(
-    others: Mapping[str, tuple[Task, str]],
-    harness: Harness | None,
-    factory: SandboxFactory,
-    log: Callable[[str], None],
-) -> Iterator[tuple[str, Grade]]:
-    """Grades of tasks whose tests do not run under pytest.
-
-    The command line keeps no book of what it pulls: images that are fetched here are removed in their turn.
-    """
+def _by_harness(others: Mapping[str, tuple[Task, str]], harness: Harness | None) -> Iterator[tuple[str, Grade]]:
+    """Grades of tasks whose tests do not run under pytest."""
     keys = {task.instance_id: key for key, (task, _) in others.items()}
     if others and harness:
-        factory.prefetch([task for task, _ in others.values()], log)
         rows = [Prediction(task.instance_id, "graded", patch) for task, patch in others.values()]
         yield from ((keys[row.instance_id], row) for row in harness([task for task, _ in others.values()], rows))
     elif others:

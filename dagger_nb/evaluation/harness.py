@@ -1,13 +1,16 @@
 """The official way: the same predictions through swebench 5's command line, and its report read back.
 
-`write_inputs` lays down a folder in which `command` runs (it needs Docker and the instances' images);
-swebench writes its logs and reports below that folder, and `read_report` turns them into grades. The
-command line knows no canaries, so `tampered` never comes from here.
+`write_inputs` lays down a folder in which `command` runs (it needs Docker and the instances' images); swebench writes
+its logs and reports below that folder. A run may go a few instances at a time (`unjudged` names what is left);
+`summarise` then lets swebench write the report of all, and `read_report` turns it into grades. The command line knows
+no canaries, so `tampered` never comes from here.
 """
 
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +20,19 @@ from swebench.harness.constants import APPLY_PATCH_FAIL, LOG_INSTANCE, LOG_REPOR
 
 from dagger_nb.errors import DataError
 from dagger_nb.evaluation.grades import Grade, Status
-from dagger_nb.evaluation.predictions import Prediction, run_id, write_predictions
+from dagger_nb.evaluation.predictions import Prediction, read_predictions, run_id, write_predictions
 from dagger_nb.records import Task, digest
 
 DATASET = "instances.json"  # the harness tells a local file from a hub name by this suffix
 PREDICTIONS = "predictions.jsonl"
 _TIMED_OUT = "Test timed out after"
+_SUMMARY = """
+import json, pathlib, sys
+from swebench.harness.reporting import make_run_report
+predictions = map(json.loads, pathlib.Path(sys.argv[2]).read_text().splitlines())
+instances = json.loads(pathlib.Path(sys.argv[1]).read_text())
+make_run_report({row["instance_id"]: row for row in predictions}, instances, sys.argv[3])
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +75,28 @@ def write_inputs(folder: Path, tasks: Sequence[Task], predictions: Sequence[Pred
     return HarnessRun(folder, run_id(predictions, name=f"dagger-nb-{digest(rows)[:8]}"), models[0])
 
 
-def command(run: HarnessRun, *, workers: int, timeout_s: int = 1800) -> list[str]:
-    """The command line that grades the run; start it with `run.folder` as its working directory."""
+def command(run: HarnessRun, *, workers: int, timeout_s: int = 1800, instances: Sequence[str] = ()) -> list[str]:
+    """The command line that grades the run, or some of its instances; `run.folder` is its working directory."""
     options = ["--run-id", run.run_id, "--workers", str(workers), "--timeout", str(timeout_s), "--report-dir", "."]
-    return ["swebench", "eval", DATASET, "--predictions", PREDICTIONS, *options]
+    some = [word for name in instances for word in ("--instance", name)]
+    return ["swebench", "eval", DATASET, "--predictions", PREDICTIONS, *options, *some]
+
+
+def unjudged(run: HarnessRun) -> list[str]:
+    """The instances that have no verdict yet, sorted: not started, interrupted, or lost to the infrastructure.
+
+    A report that was cut short is removed, because swebench would take it for a verdict.
+    """
+    rows = read_predictions(run.folder / PREDICTIONS)
+    return [row.instance_id for row in rows if row.model_patch and not _judged(run, row.instance_id)]
+
+
+def summarise(run: HarnessRun) -> None:
+    """Let swebench write its report of the whole run from the reports of its instances. It needs no Docker."""
+    program = [sys.executable, "-c", _SUMMARY, DATASET, PREDICTIONS, run.run_id]
+    ended = subprocess.run(program, cwd=run.folder, capture_output=True, text=True, errors="replace")
+    if ended.returncode != 0:
+        raise DataError(f"{run.folder}: swebench cannot write its report of this run: {ended.stderr[-1500:]}")
 
 
 def read_report(run: HarnessRun) -> list[Grade]:
@@ -87,6 +115,18 @@ def read_report(run: HarnessRun) -> list[Grade]:
     except KeyError as error:
         raise DataError(f"{run.report_path}: no field {error}; was it written by swebench >= 5?") from error
     return grades
+
+
+def _judged(run: HarnessRun, instance: str) -> bool:
+    path = run.log_folder(instance) / LOG_REPORT
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return _error(run, instance).status is not Status.INFRASTRUCTURE
+    except ValueError:
+        path.unlink()
+        return False
+    return True
 
 
 def _grade(run: HarnessRun, report: dict[str, Any], instance: str) -> Grade:

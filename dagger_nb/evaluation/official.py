@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dagger_nb.errors import DataError, EnvironmentProblem
+from dagger_nb.errors import EnvironmentProblem, PullLimit
 from dagger_nb.evaluation.grades import Grade, Status
-from dagger_nb.evaluation.harness import HarnessRun, command, read_report, write_inputs
+from dagger_nb.evaluation.harness import HarnessRun, command, read_report, summarise, unjudged, write_inputs
 from dagger_nb.evaluation.predictions import Prediction
 from dagger_nb.records import Task
-from dagger_nb.settings import SandboxSettings
+from dagger_nb.sandboxes.protocol import PAUSE_S, PAUSED, PAUSES, SandboxFactory
 from dagger_nb.store import alone
 
 TIMEOUT_S = 1800  # swebench's own default, for one instance
+PART = 4  # instances for each worker whose images are fetched at once: few enough for the disk, enough to keep all busy
 LOG = "harness.log"
 Log = Callable[[str], None]
 Harness = Callable[[Sequence[Task], Sequence[Prediction]], Sequence[Grade]]
@@ -44,55 +46,56 @@ class Official:
         return tuple(row for row in self.grades if row.instance_id not in (*self.broken, *self.flaky))
 
 
-def harness_for(sandbox: SandboxSettings, folder: Path, *, workers: int, log: Log = print) -> Harness | None:
+def harness_for(factory: SandboxFactory, folder: Path, *, workers: int, log: Log = print) -> Harness | None:
     """What gives grades without a look at the gold patches, kept below `folder`; None where sandboxes are not Docker's.
 
     It raises what `evaluate` does.
     """
 
     def judged(tasks: Sequence[Task], predictions: Sequence[Prediction]) -> Sequence[Grade]:
-        return evaluate(folder, tasks, predictions, workers=workers, gold_runs=0, log=log).grades
+        models = {"predictions": predictions}
+        return evaluate(folder, tasks, models, factory, workers=workers, gold_runs=0, log=log)["predictions"].grades
 
-    return judged if sandbox.back_end == "docker" else None
+    return judged if factory.name == "docker" else None
 
 
 def evaluate(
     folder: Path,
     tasks: Sequence[Task],
-    predictions: Sequence[Prediction],
+    models: Mapping[str, Sequence[Prediction]],
+    factory: SandboxFactory,
     *,
     workers: int,
     timeout_s: int = TIMEOUT_S,
     gold_runs: int = 1,
-    gold_folder: Path | None = None,
     log: Log = print,
-) -> Official:
-    """Grade the predictions of one model, after the gold patches of all `tasks`.
+) -> dict[str, Official]:
+    """Grade the predictions of each of `models`, after the gold patches of all `tasks`; its name -> its verdicts.
 
-    Everything is kept below `folder`, and a call that was interrupted goes on at the instance: swebench keeps an
-    instance's report by run id, and the run id carries the hash of what is graded.
+    A few instances at a time: `factory` fetches their images, waiting where the registry limits pulls, and then every
+    patch of theirs is graded, so that an image is pulled once. All is kept below `folder`, and a call that was
+    interrupted goes on at the instance: swebench keeps an instance's report by run id, and the run id carries the hash
+    of what is graded. What was lost to the infrastructure is tried again.
 
     Args:
         workers: containers at once.
         timeout_s: wall clock of one instance's tests.
         gold_runs: how often the gold patches are run; from 2 on flaky instances show. 0 checks nothing.
-        gold_folder: where these runs are kept, for several models of the same tasks; below `folder` by default.
 
     Raises:
         EnvironmentProblem: no Docker daemon answers, another process works in the folder, or the command line failed;
             its log's end is in the message.
         DataError: what `harness.write_inputs` refuses.
     """
-    wanted = {row.instance_id for row in predictions}
-    chosen = [task for task in tasks if task.instance_id in wanted]
     gold = [Prediction(task.instance_id, "gold", task.patch) for task in tasks]
-    seen = []
-    for number in range(1, gold_runs + 1):
-        run = write_inputs((gold_folder or folder) / f"gold-{number}", tasks, gold)
-        seen.append(_finished(run, workers, timeout_s, log, f"gold patches, run {number} of {gold_runs}"))
-    run = write_inputs(folder / "predictions", chosen, predictions)
-    grades = _finished(run, workers, timeout_s, log, f"predictions of {run.model}")
-    return Official(tuple(grades), *marks(seen))
+    checks = {f"gold-{number}": gold for number in range(1, gold_runs + 1)}
+    runs = {name: write_inputs(folder / name, tasks, rows) for name, rows in (checks | dict(models)).items()}
+    with alone(folder):
+        for part in _parts(tasks, PART * workers):
+            _judge(part, runs.values(), factory, workers, timeout_s, log)
+        grades = {name: _told(name, run, log) for name, run in runs.items()}
+    doubts = marks([grades[name] for name in checks])
+    return {name: Official(tuple(grades[name]), *doubts) for name in models}
 
 
 def marks(gold: Sequence[Sequence[Grade]]) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -109,33 +112,51 @@ def marks(gold: Sequence[Sequence[Grade]]) -> tuple[tuple[str, ...], tuple[str, 
     return broken, tuple(sorted(name for name, found in outcomes.items() if len(found) == 2))
 
 
-def _finished(run: HarnessRun, workers: int, timeout_s: int, log: Log, title: str) -> list[Grade]:
-    """The grades of a run; only what has no verdict yet is started."""
-    grades = _read(run)
-    if grades is None or any(row.status is Status.INFRASTRUCTURE for row in grades):
-        log(f"{title}: swebench eval at work, see {run.folder / LOG}")
-        with alone(run.folder):
-            _start(run, workers, timeout_s)
-        grades = read_report(run)
+def _parts(tasks: Sequence[Task], size: int) -> Iterator[Sequence[Task]]:
+    """The tasks in the order of their names, which puts a repository's together: their images share layers."""
+    ordered = sorted(tasks, key=lambda task: task.instance_id)
+    return (ordered[first : first + size] for first in range(0, len(ordered), size))
+
+
+def _judge(
+    part: Sequence[Task], runs: Iterable[HarnessRun], factory: SandboxFactory, workers: int, timeout_s: int, log: Log
+) -> None:
+    """See to it that each run has been through these tasks; only what has no verdict yet is started."""
+    names = {task.instance_id for task in part}
+    left = [(run, found) for run in runs if (found := [name for name in unjudged(run) if name in names])]
+    wanted = {name for _, found in left for name in found}
+    _fetch([task for task in part if task.instance_id in wanted], factory, log)
+    for run, found in left:
+        log(f"{run.folder.name}: swebench eval of {len(found)} from {found[0]} on, see {run.folder / LOG}")
+        _start(run, found, workers, timeout_s)
+
+
+def _fetch(tasks: Sequence[Task], factory: SandboxFactory, log: Log) -> None:
+    """Fetch the images, where need be when the registry hands them out again; others are lost to the infrastructure."""
+    for _ in range(PAUSES):
+        lost = factory.prefetch(tasks, log)
+        if not any(isinstance(why, PullLimit) for why in lost.values()):
+            return
+        log(PAUSED)
+        time.sleep(PAUSE_S)
+
+
+def _told(name: str, run: HarnessRun, log: Log) -> list[Grade]:
+    """The grades of a run, from swebench's report of it."""
+    summarise(run)
+    grades = read_report(run)
     lost = sum(row.status is Status.INFRASTRUCTURE for row in grades)
     tail = f", {lost} lost to the infrastructure: the same call tries them again" if lost else ""
-    log(f"{title}: {sum(row.resolved for row in grades)} of {len(grades)} resolved{tail}")
+    log(f"{name}: {sum(row.resolved for row in grades)} of {len(grades)} resolved{tail}")
     return grades
 
 
-def _read(run: HarnessRun) -> list[Grade] | None:
-    try:
-        return read_report(run)
-    except DataError:
-        return None
-
-
-def _start(run: HarnessRun, workers: int, timeout_s: int) -> None:
+def _start(run: HarnessRun, instances: Sequence[str], workers: int, timeout_s: int) -> None:
     from dagger_nb.sandboxes.containers.errors import connect
     from dagger_nb.sandboxes.containers.lease import remove
 
     client = connect()  # before any work: no daemon, no run
-    program, *arguments = command(run, workers=workers, timeout_s=timeout_s)
+    program, *arguments = command(run, workers=workers, timeout_s=timeout_s, instances=instances)
     beside = Path(sys.executable).with_name(program)
     try:
         with open(run.folder / LOG, "ab") as out:
@@ -145,6 +166,6 @@ def _start(run: HarnessRun, workers: int, timeout_s: int) -> None:
         for row in client.api.containers(all=True, filters={"name": run.run_id}):
             remove(client, row["Id"])
         client.close()
-    if code != 0 or not run.report_path.exists():
+    if code != 0:
         end = (run.folder / LOG).read_text(errors="replace")[-1500:]
         raise EnvironmentProblem(f"`{' '.join(line[:2])}` ended with {code}; see {run.folder / LOG}. Its end:\n{end}")

@@ -165,7 +165,7 @@ class LocalFactory:
         """
         return LocalSandbox(self, Base(task, self.limits))
 
-    def prefetch(self, tasks: Iterable[Task], log: Callable[[str], None] = print) -> dict[str, str]:
+    def prefetch(self, tasks: Iterable[Task], log: Callable[[str], None] = print) -> dict[str, SandboxError]:
         """Nothing: tasks bring their files."""
         return {}
 

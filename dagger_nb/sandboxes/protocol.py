@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+from dagger_nb.errors import SandboxError
 from dagger_nb.records import Task
 
 PAUSE_S = 600.0  # between two tries to pull what a registry does not hand out yet
 PAUSES = 48  # 8 hours; Docker Hub counts pulls over 6
+PAUSED = f"the registry hands out no more images for now; it is asked again in {PAUSE_S / 60:.0f} minutes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,7 @@ class SandboxFactory(Protocol):
     def open(self, task: Task) -> Sandbox:
         """A fresh sandbox with the task's tree at base_commit, history scrubbed to that one commit."""
 
-    def prefetch(self, tasks: Iterable[Task], log: Callable[[str], None] = print) -> Mapping[str, str]:
+    def prefetch(self, tasks: Iterable[Task], log: Callable[[str], None] = print) -> Mapping[str, SandboxError]:
         """Fetch what sandboxes of these tasks are about to need, in this order; what cannot be had -> why.
 
         Nothing is raised for what is missing: it is the failure of the sandbox that needs it, when that is opened.

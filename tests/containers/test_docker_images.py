@@ -115,7 +115,7 @@ def test_what_cannot_be_had_is_said_with_what_to_do(keep, registry, factory):
     missing = registry.names[0].replace("image-0", "image-nowhere")
     told: list[str] = []
     failed = keep.prefetch([registry.names[0], missing], told.append)
-    assert list(failed) == [missing] and "check the image's name" in failed[missing]
+    assert list(failed) == [missing] and "check the image's name" in str(failed[missing])
     assert told[-1] == "images: 2 of 2: 1 pulled, 1 cannot be had"
     task = Task("a", "a/a", "", "", "", "", (), (), "1", missing, "", "", "")
     with pytest.raises(SandboxError, match="is not on this machine and cannot be pulled"):

@@ -37,6 +37,7 @@ def repository(tmp_path_factory) -> tuple[Path, str, str]:
         write(folder, "setup.cfg", "[metadata]\n")
         git(folder, "add -A", f"commit -qm past-{number}", f"tag -a v1.{number} -m released" if number < 2 else "gc -q")
     base = git(folder, "rev-parse HEAD")
+    git(folder, "tag nightly")  # nearer than v1.1, and no release
     write(folder, "calc.py", FIXED)
     git(folder, "commit -qam the-fix", "tag -a v2 -m v2", "branch future")
     fix = git(folder, "rev-parse HEAD")

@@ -19,6 +19,7 @@ from players import Crew, Local, collected, loading, silent
 from dagger_nb import config, paths
 from dagger_nb.collector import Capacity, Collector
 from dagger_nb.episode import Conditions, Limits, Plan, Rollout
+from dagger_nb.errors import SandboxError
 from dagger_nb.experiment import Experiment, all_labels, all_trajectories
 from dagger_nb.labelling import label_trajectory, tally
 from dagger_nb.mixing import BernoulliMixer, Schedule
@@ -58,7 +59,7 @@ class Counted:
     def __init__(self, factory: SandboxFactory, containers: Callable[[], int]) -> None:
         self.factory, self.containers, self.found = factory, containers, []
 
-    def prefetch(self, tasks: Iterable[Task], log: Callable[[str], None] = print) -> dict[str, str]:
+    def prefetch(self, tasks: Iterable[Task], log: Callable[[str], None] = print) -> dict[str, SandboxError]:
         return self.factory.prefetch(tasks, log)
 
     def open(self, task: Task) -> Sandbox:

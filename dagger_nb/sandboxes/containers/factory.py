@@ -142,7 +142,7 @@ class DockerFactory:
         """
         return self._with_files(task) if task.files else self._with_repository(task)
 
-    def prefetch(self, tasks: Iterable[Task], log: Callable[[str], None] = print) -> dict[str, str]:
+    def prefetch(self, tasks: Iterable[Task], log: Callable[[str], None] = print) -> dict[str, SandboxError]:
         """Pull the images of these tasks, a few at once and as far as `images_gb` goes (see `Shelf.prefetch`)."""
         images = (self.settings.image if task.files else task.image for task in tasks)
         return self._shelf.prefetch(filter(None, images), log)

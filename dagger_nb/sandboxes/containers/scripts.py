@@ -7,7 +7,8 @@ import shlex
 OWN = "/.dagger-nb"  # a second copy of .git, its index, and a file on its way into the tree
 
 # base: the commit that stays; attributes: for the second copy. Prints the tree's hash, then the environment.
-# The last release before it stays as a tag on it: packages read their version from it, and act by it.
+# The last release before it stays as a tag on it: packages read their version from it, and act by it. A name without a
+# digit is no release to them.
 STRIP = r"""
 set -u -o pipefail
 fail() { echo "$1"; exit 1; }
@@ -18,7 +19,7 @@ head=$(git rev-parse --verify --quiet HEAD) || fail "the repository at /testbed 
 base=${base:-$head}
 quiet git merge-base --is-ancestor "$base" "$head" || fail "its HEAD $head does not descend from base_commit $base"
 
-tag=$(git describe --tags --abbrev=0 "$base" 2> /dev/null)
+tag=$(git describe --tags --abbrev=0 --match '*[0-9]*' "$base" 2> /dev/null)
 quiet git update-ref --no-deref HEAD "$head"
 git for-each-ref --format='delete %(refname)' | quiet git update-ref --no-deref --stdin || fail "cannot remove refs"
 git config --local --name-only --get-regexp '^(branch|remote|url)\.' | sed 's/\.[^.]*$//' | sort -u |

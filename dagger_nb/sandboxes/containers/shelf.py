@@ -42,6 +42,7 @@ _BUSY = "disk usage operation is already running"
 _FINAL = ("not found", "manifest unknown", "denied", "no space left", "invalid reference")
 
 Log = Callable[[str], None]
+Fate = tuple[str, SandboxError | None]
 
 
 class Shelf:
@@ -62,7 +63,7 @@ class Shelf:
         if self._fetched(image):
             self.prune(keep={image})
 
-    def prefetch(self, images: Iterable[str], log: Log) -> dict[str, str]:
+    def prefetch(self, images: Iterable[str], log: Log) -> dict[str, SandboxError]:
         """Pull what is missing, in this order and PARALLEL at once; image -> why, for those that could not be had.
 
         It ends early when the budget is full (none of `images` goes for another, so the last ones may overrun it), and
@@ -111,18 +112,18 @@ class Shelf:
             except ImageNotFound:
                 return ""
 
-    def _ahead(self, image: str, all_of_them: Collection[str], stop: threading.Event) -> tuple[str, str]:
+    def _ahead(self, image: str, all_of_them: Collection[str], stop: threading.Event) -> Fate:
         """What became of an image that will be needed, one of FATES, and why it is lost; sets `stop` at the budget."""
         try:
             if stop.is_set():
-                return ("here" if self.identity(image) else "left"), ""
+                return ("here" if self.identity(image) else "left"), None
             if not self._fetched(image):
-                return "here", ""
+                return "here", None
             if not self.prune(all_of_them):
                 stop.set()
-            return "pulled", ""
+            return "pulled", None
         except SandboxError as error:
-            return "lost", str(error)
+            return "lost", error
 
     def _fetched(self, image: str) -> bool:
         """See to it that the image is here and its use noted; whether it had to be pulled. Raises SandboxError."""
@@ -201,10 +202,10 @@ class _Tally:
     log: Log
     told: float = field(default_factory=time.monotonic)
     fates: Counter[str] = field(default_factory=Counter)
-    lost: dict[str, str] = field(default_factory=dict)
+    lost: dict[str, SandboxError] = field(default_factory=dict)
     lost_in_a_row: int = 0
 
-    def count(self, image: str, fate: str, why: str) -> None:
+    def count(self, image: str, fate: str, why: SandboxError | None) -> None:
         self.fates[fate] += 1
         self.lost |= {image: why} if why else {}
         self.lost_in_a_row = self.lost_in_a_row + 1 if why else 0
