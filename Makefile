@@ -36,7 +36,7 @@ test: $(STAMP)  ## run the tests, one process a core
 	$(BIN)/python -m pytest -q -n auto -m "not slow" tests
 
 test-slow: $(STAMP)  ## run the heavier tests: 10,000 calls through faults, kills, the benchmarks in small
-	$(BIN)/python -m pytest -q -m slow tests
+	$(BIN)/python -m pytest -q -n auto -m slow tests
 
 test-docker: $(STAMP)  ## test the Docker sandboxes and the official harness; starts an engine where it may
 	$(BIN)/python -m pytest -q tests/containers
