@@ -16,19 +16,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
 from itertools import count, product
 from pathlib import Path
 from typing import Any
 
 import httpx
+from meter import save
 
 from dagger_nb import paths
 from dagger_nb.collector import Capacity, Cast, Collector
@@ -199,13 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for words, seconds in product(options.words, options.seconds):
         rows.append(throughput(Load(options.episodes, options.at_once, options.turns, words), seconds, renderer))
         show(rows[-1])
-    if options.json:
-        versions = {name: version(name) for name in ("httpx", "aiohttp", "transformers")}
-        machine = {"cpus": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
-        command = " ".join(["python benchmarks/collector.py", *(sys.argv[1:] if arguments is None else arguments)])
-        report = {"command": command, **machine, "versions": versions, "idle_kb": round(kilobytes, 1), "rows": rows}
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
+    save(options, ("httpx", "aiohttp", "transformers"), idle_kb=round(kilobytes, 1), rows=rows)
 
 
 if __name__ == "__main__":

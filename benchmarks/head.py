@@ -4,7 +4,9 @@
 
 Whole forward and backward passes over one random labelled trajectory through a small random Qwen3 with LoRA, once
 each way; the ways take turns in one process, so that other work on the machine hits them alike, and ratios are
-medians over the turns. Seconds are CPU seconds, memory is the rise of the process's resident set (Linux only).
+medians over the turns. Seconds are CPU seconds, memory is the rise of the process's resident set (Linux only). glibc's
+malloc keeps blocks below 32 MiB, as small pieces have, for later use; with MALLOC_MMAP_THRESHOLD_=65536 in the
+environment it gives them back, and what is told are the tensors.
 
 1. The head, with the vocabulary of Qwen3 (151,936): all logits at once, and in pieces of so many predictions.
 2. Checkpointing of every layer, of eight.
@@ -14,7 +16,6 @@ medians over the turns. Seconds are CPU seconds, memory is the rise of the proce
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from meter import Meter, environment
+from meter import CPU, Meter, save
 from peft import PeftModel
 from synthetic import TINY, TREE, build, rows_of, trajectory
 
@@ -31,7 +32,6 @@ from dagger_nb.training.attention import ATTENTIONS
 from dagger_nb.training.loss import summed_loss
 from dagger_nb.training.mask import Row
 
-CPU = torch.device("cpu")
 WIDE = replace(TINY, hidden=128, layers=1, heads=4, intermediate=256, vocabulary=151_936)
 DEEP = replace(TINY, hidden=256, layers=8, heads=8, intermediate=768)
 
@@ -118,11 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"{row['part']:<14}{row['tokens']:>6} tokens  {row['way']:<15}{row['seconds']:9.3f} s"
             f" ({row['seconds_ratio']:5.2f} x){row['mib']:9.0f} MiB ({row['mib_ratio']:5.2f} x)"
         )
-    if options.json:
-        given = {name: value for name, value in vars(options).items() if name != "json"}
-        report = {"options": given, "environment": environment(CPU), "rows": rows}
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
+    save(options, rows=rows)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,17 @@
-"""Seconds and peak memory of work on a GPU or a CPU, and where that was."""
+"""Seconds and peak memory of work on a GPU or a CPU, where that was, and the file that keeps what was measured."""
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import gc
+import json
+import os
 import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,8 @@ from typing import Any
 import torch
 
 GIB = 2**30
+CPU = torch.device("cpu")
+LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
 
 
 class Meter:
@@ -75,10 +80,20 @@ def matmul_tflops(device: torch.device, meter: Meter) -> float:
     return 2 * size**3 / statistics.median(meter.seconds(lambda: left @ right) for _ in range(20)) / 1e12
 
 
-def environment(device: torch.device) -> dict[str, Any]:
-    libraries = ("torch", "transformers", "peft", "bitsandbytes")
+def environment(device: torch.device, libraries: Sequence[str] = LIBRARIES) -> dict[str, Any]:
     found = {"python": platform.python_version(), "versions": {name: version(name) for name in libraries}}
     if device.type == "cpu":
-        return {"device": "cpu", "threads": torch.get_num_threads(), **found}
+        machine = {"machine": platform.machine(), "cpus": os.cpu_count()}
+        return {"device": "cpu", **machine, "threads": torch.get_num_threads(), **found}
     memory = round(torch.cuda.get_device_properties(device).total_memory / GIB)
     return {"device": torch.cuda.get_device_name(device), "memory_gib": memory, "cuda": torch.version.cuda, **found}
+
+
+def save(options: argparse.Namespace, libraries: Sequence[str] = LIBRARIES, **found: Any) -> None:
+    """Write what was found on a CPU to `options.json`, with the options and where that was; to None, nothing."""
+    if options.json is None:
+        return
+    given = {name: value for name, value in vars(options).items() if name != "json"}
+    report = {"options": given, "environment": environment(CPU, libraries), **found}
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(json.dumps(report, indent=1) + "\n")

@@ -12,18 +12,16 @@ over the turns. Times are CPU seconds, which at one thread are what the clock wo
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from meter import save
 from peft import PeftModel
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -165,11 +163,7 @@ def main() -> None:
             example = trajectory(length, turns, options.lessons, np.random.default_rng(length))
             tables[length] = compare(example, models, options.repeats)
             show(tables[length])
-    if options.json:
-        versions = {name: version(name) for name in ("torch", "transformers", "peft", "bitsandbytes")}
-        settings = {name: value for name, value in vars(options).items() if name != "json"}
-        report = {"settings": settings, "python": platform.python_version(), "versions": versions, "tables": tables}
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
+    save(options, tables=tables)
 
 
 if __name__ == "__main__":
