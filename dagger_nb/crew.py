@@ -143,6 +143,11 @@ class ServedCrew(Executor):
             self._up.append(servers.enter_context(self._student_server(for_student)))
             self._servers = servers.pop_all()
 
+    def _alive(self) -> None:
+        """Raise EnvironmentProblem where a server has ended, which nobody starts again while it is waited for."""
+        for server in self._up:
+            server.check_alive()
+
     def _student_server(self, settings: Settings) -> Server:
         from dagger_nb.serving import student_server
 
@@ -197,6 +202,7 @@ class ServedCrew(Executor):
             bill,
             jitter=random.Random(self.settings.seed),
             concurrency=self.settings.serving.concurrency,
+            check=self._alive,
         )
         await stack.enter_async_context(policy)
         return policy, bill.spent

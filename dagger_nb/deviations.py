@@ -28,6 +28,8 @@ PAPER: Mapping[str, object] = {
     "training.learning_rate": 3e-6,
     "training.schedule": "constant",
     "training.aggregation": "current",
+    "training.lesson_weight": 1.0,
+    "labels.states": "every",
     "episode.max_turns": 100,
     "episode.context": 65_536,
     "episode.command_timeout_s": 120.0,

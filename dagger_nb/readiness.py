@@ -100,7 +100,8 @@ def gpu(settings: Settings) -> list[Check]:
     if not found:
         return [Check("GPU", "fail", f"none (no nvidia-smi); {needed}", GET_GPU)]
     first = found[0]
-    what = f"{len(found)} x {first.name}, {first.bytes / memory.GB:.0f} GB, driver {first.driver}; {needed}"
+    used = "1 is used: " if len(found) > 1 else ""
+    what = f"{used}{len(found)} x {first.name}, {first.bytes / memory.GB:.0f} GB, driver {first.driver}; {needed}"
     if problems := memory.misfits(settings, first.bytes):
         return [Check("GPU", "fail", what, "; ".join(problems)), torch_build()]
     held, advice = footprint.caches(settings, first.bytes)

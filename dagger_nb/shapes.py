@@ -126,7 +126,7 @@ def of_config(config: Mapping[str, Any], where: str) -> Shape:
             kv_heads=config["num_key_value_heads"],
             head_dim=config["head_dim"],
             vocabulary=config["vocab_size"],
-            positions=config["max_position_embeddings"],
+            positions=positions_of(config),
             tied=config["tie_word_embeddings"],
             experts=experts,
             active_experts=config["num_experts_per_tok"] if experts else 0,
@@ -134,6 +134,17 @@ def of_config(config: Mapping[str, Any], where: str) -> Shape:
         )
     except KeyError as error:
         raise DataError(f"{where}: no {error} in this config; is it complete?") from error
+
+
+def positions_of(config: Mapping[str, Any]) -> int:
+    """The tokens that a model reads at most, by its configuration; stretched positions count (YaRN).
+
+    Raises:
+        KeyError: it does not say.
+    """
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    stretched = rope.get("factor", 1.0) * rope.get("original_max_position_embeddings", 0)
+    return max(int(stretched), config["max_position_embeddings"])
 
 
 def _linear_bytes(packing: Mapping[str, Any] | None, where: str) -> float:

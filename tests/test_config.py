@@ -65,9 +65,11 @@ def test_deviations_are_printed_with_the_profiles_own_values() -> None:
 def test_an_override_that_leaves_the_paper_has_a_number_too() -> None:
     plain = deviations.deviations(config.load("qwen3-4b"))
     fewer = {"dagger.rounds": 3, "teacher.path": "Qwen/Qwen3-Coder-30B-A3B-Instruct-FP8", "tasks.unseen": 466}
+    fewer |= {"labels.states": "student", "training.lesson_weight": 3.0}
     table = deviations.deviations(config.load("qwen3-4b", fewer))
     added = table.drop(plain.index).here.tolist()
-    assert added == [f"{fewer['teacher.path']}: its linear layers in 8 bits", "dagger.rounds = 3"]
+    assert added == [f"{fewer['teacher.path']}: its linear layers in 8 bits", "dagger.rounds = 3",
+                     "training.lesson_weight = 3.0", "labels.states = student"]  # fmt: skip
     assert table.index.is_unique
 
 

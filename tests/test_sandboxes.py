@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from dagger_nb.errors import ConfigError, DataError, EnvironmentProblem, SandboxError
 from dagger_nb.records import Task
-from dagger_nb.sandboxes import Limits, LocalFactory, Sandbox, SandboxFactory, canonical, launch, local_factory
+from dagger_nb.sandboxes import Limits, LocalFactory, Sandbox, SandboxFactory, canonical, launch, local_factory, view
 from dagger_nb.sandboxes.repository import repository
 from dagger_nb.sandboxes.snapshot import Entry, Snapshot
 from dagger_nb.sandboxes.supervisor import pack, unpack
@@ -232,6 +232,13 @@ def test_git_has_one_commit_and_its_commands_work(factory):
 def test_generated_tasks_open(factory):
     with factory.open(generate("train", 0)) as sandbox:
         assert sandbox.run("git status --porcelain; git rev-parse --short HEAD | wc -c").output == "8"
+
+
+def test_git_may_be_configured_and_no_device_is_in_the_way(sandbox):
+    """As root a configuration named /dev/null would be written in the device's place, where one may write there."""
+    said = sandbox.run("git config --global user.name x && git config --global --list && test -c /dev/null && echo ok")
+    assert said.output == "user.name=x\nok"
+    assert b"/dev/null" not in view.environment()
 
 
 def test_git_finds_an_edit_of_equal_size(sandbox):
@@ -566,6 +573,7 @@ DEEP = "import os\nfor _ in range(3000):\n    os.mkdir('d' * 50)\n    os.chdir('
 TRACE = "import ctypes\nprint(ctypes.CDLL(None).ptrace(16, 1, 0, 0))"
 MEMORY_FILES = "import os\nfor n in range(200):\n    os.write(os.memfd_create(str(n)), b'x' * (8 << 20))"
 
+NAP_S = 1_000_000 + os.getpid()  # other workers have naps of their own
 # name -> (command, text that must be in the output, text that must not)
 HOSTILE = {
     "fork bomb": (PYTHON.format(FORKS), "", "#"),
@@ -580,8 +588,8 @@ HOSTILE = {
     "deep folders": (PYTHON.format(DEEP), "changes are dropped", "#"),
     "tools replaced": ("rm -rf /opt/tools/*; echo gone", "gone", "Read-only"),
     "system replaced": ("touch /usr/x /opt/site/x /x /etc/x; rm -f /usr/bin/env; echo end", "Read-only", "#"),
-    "daemon": ("setsid nohup sleep 54321 > /dev/null 2>&1 & echo end", "end", "#"),
-    "deaf daemon": ("(trap '' TERM INT HUP; exec setsid sleep 54321) & sleep 0.1; echo end", "end", "#"),
+    "daemon": (f"setsid nohup sleep {NAP_S} > /dev/null 2>&1 & echo end", "end", "#"),
+    "deaf daemon": (f"(trap '' TERM INT HUP; exec setsid sleep {NAP_S}) & sleep 0.1; echo end", "end", "#"),
     "kill everything": ("kill -9 -1; kill -STOP 1; kill -INT 1; kill -TERM 1; kill -9 1; echo end", "end", "#"),
     "huge output": ("yes", "too much output", "#"),
     "mount": ("mount -t tmpfs none /testbed && echo mounted; umount /tmp && echo mounted", "", "mounted"),
@@ -647,7 +655,7 @@ def test_hostile_program_is_held(isolated, name):
         )
         sandbox.diff().encode()
     assert Path("/proc/self/mounts").read_text() == mounts
-    assert not _alive("sleep\x0054321")
+    assert not _alive(f"sleep\x00{NAP_S}")
     assert _children() <= children
 
 

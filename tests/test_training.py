@@ -17,7 +17,7 @@ from peft import PeftModel
 from torch.nn.attention.flex_attention import create_block_mask
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import Qwen3Config, Qwen3ForCausalLM, TrainingArguments
 
 from dagger_nb.errors import ConfigError, DataError
 from dagger_nb.records import Action, Label
@@ -472,6 +472,20 @@ def fitted(checkpoint: str, folder, settings: TrainingSettings, progress=None) -
         progress_every_s=0,
     )
     return save_adapter(model, folder / "adapter"), result.log
+
+
+class OfTwo(TrainingArguments):
+    """What a Trainer finds on a machine with two GPUs."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        assert self.n_gpu <= 1
+        self._n_gpu = 2
+
+
+def test_a_machine_with_two_gpus_trains_on_the_first_alone(checkpoint: str, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("dagger_nb.training.fit.TrainingArguments", OfTwo)
+    assert fitted(checkpoint, tmp_path / "two", SETTINGS)[1]
 
 
 class Killed(Exception):

@@ -1,4 +1,4 @@
-"""Whether an endpoint can label at all, found out before hours are spent: one list, and two or three small calls."""
+"""Whether an endpoint can label at all, found out before hours are spent: one list, and one or two small calls."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ PROBE = (
     {"role": "system", "content": scaffold.SYSTEM_PROMPT},
     {"role": "user", "content": "List the files in /testbed with the tool execute_bash and the command ls."},
 )
-PROBE_TOKENS = 512
-GREEDY = Sampling(max_new_tokens=PROBE_TOKENS)
+GREEDY = Sampling(max_new_tokens=512)
 
 
 async def check(policy: EndpointPolicy, *, student: str = "", context: int = 0, sampling: Sampling = GREEDY) -> str:
@@ -26,7 +25,7 @@ async def check(policy: EndpointPolicy, *, student: str = "", context: int = 0, 
     Args:
         student: the student's folder or hub id, which must not stand behind the endpoint.
         context: tokens that an episode may have (0: not checked); checked where the server says what it admits.
-        sampling: as the run will ask; where it leaves much to chance, some servers refuse a seed or a top-p.
+        sampling: as the run will ask: some servers take no seed or top-p, and some models one temperature alone.
 
     Raises:
         PolicyError: the server or its key does not work. ConfigError: the model, its context or the way it calls
@@ -40,20 +39,18 @@ async def check(policy: EndpointPolicy, *, student: str = "", context: int = 0, 
         raise ConfigError(f"teacher.path = {settings.path!r} is not served at {settings.endpoint}{known}")
     _refuse_student(policy, row, student)
     _refuse_context(policy, row, context)
-    _refuse_style(policy, await _said(policy))
-    if sampling.temperature:
-        await policy.reply(PROBE, sampling, seed=-1)  # the largest that is sent
+    _refuse_style(policy, await _said(policy, sampling))
     return f"{policy.name} at {settings.endpoint} calls tools in the style {settings.style!r}"
 
 
-async def _said(policy: EndpointPolicy) -> Reply:
+async def _said(policy: EndpointPolicy, sampling: Sampling) -> Reply:
     """The reply to the probe, asked for anew where the one that is kept calls no tool.
 
     A model may stumble once, and a server may have been given the right parser since.
     """
-    reply, _ = await policy.reply(PROBE, GREEDY, seed=0)
+    reply, _ = await policy.reply(PROBE, sampling, seed=-1)  # the largest that is sent
     if styles.read(reply["message"], policy.settings.style).malformed:
-        reply, _ = await policy.reply(PROBE, GREEDY, seed=0, anew=True)
+        reply, _ = await policy.reply(PROBE, sampling, seed=-1, anew=True)
     return reply
 
 

@@ -5,8 +5,8 @@ library's own is off): timeouts, torn connections, 429 and 5xx are tried again a
 with jitter, and never before a `Retry-After` has passed. A refusal of the key, the model or the request is final.
 What fails in the end is a PolicyError. An endpoint that answered before and now answers nobody is waited for, half an
 hour if need be, and asked a small question in the meantime. When it stays silent, or `OUTAGE` calls in a row failed and
-the question does too, an EnvironmentProblem stops the run: an endpoint that is gone, or refuses everything, makes no
-day of missing labels.
+the question does too, an EnvironmentProblem stops the run: an endpoint that is gone, refuses everything, or gives only
+replies of no use, makes no day of missing labels.
 
 The key is read from the environment, handed to the client library, and taken out of every text that leaves here.
 """
@@ -18,7 +18,7 @@ import json
 import os
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any
@@ -70,6 +70,7 @@ class EndpointPolicy:
     Args:
         jitter: the source of chance of the waits between tries; it decides when is asked, never what.
         concurrency: calls at once.
+        check: raises EnvironmentProblem where the server is known to have ended; asked before it is waited for.
 
     Raises:
         ConfigError: the environment's key cannot be one.
@@ -83,14 +84,15 @@ class EndpointPolicy:
         jitter: random.Random,
         retries: Retries = Retries(),
         concurrency: int = 128,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         self.name = f"{settings.path}@{settings.revision}" if settings.revision else settings.path
         self.settings, self.bill, self.retries = settings, bill, retries
-        self._jitter = jitter
+        self._jitter, self._check = jitter, check
         self._slots = asyncio.Semaphore(concurrency)
         self._asking: dict[str, asyncio.Task[Reply]] = {}
         self._failures = 0  # in a row
-        self._answers = 0
+        self._replies = 0  # those of no use too
         self._asks_for_all = asyncio.Lock()
         key = _key(settings.key_variable)
         self._client = openai.AsyncOpenAI(
@@ -204,16 +206,16 @@ class EndpointPolicy:
                 reply = await self._tried(key, body)
         except Failure as failure:
             raise await self._final(failure, body) from None
-        self._failures, self._answers = 0, self._answers + 1
+        self._failures, self._replies = 0, self._replies + 1
         return reply
 
     async def _tried(self, key: str, body: Mapping[str, Any]) -> Reply:
-        """The reply after at most `retries.tries` tries; the failure says how many answers there were at its first."""
-        answers: list[int] = []
+        """The reply after at most `retries.tries` tries; the failure says how many replies there were at its first."""
+        replies: list[int] = []
 
         def enough(state: RetryCallState) -> bool:
-            answers.append(self._answers)
-            state.outcome.exception().answers = answers[0]
+            replies.append(self._replies)
+            state.outcome.exception().replies = replies[0]
             return state.attempt_number >= self.retries.tries
 
         retrying = AsyncRetrying(stop=enough, wait=self._wait, retry=retry_if_exception(self._again), reraise=True)
@@ -221,34 +223,37 @@ class EndpointPolicy:
 
     def _down(self, failure: Failure) -> bool:
         """Whether an endpoint that did answer has answered nobody since a call began to fail."""
-        return failure.again and not failure.billed and 0 < self._answers == failure.answers
+        return failure.again and not failure.billed and 0 < self._replies == failure.replies
 
     async def _back(self, body: Mapping[str, Any]) -> None:
         """Wait until the endpoint answers; one asks for all, as each try may cost its bound.
 
         Raises:
-            EnvironmentProblem: it was silent for `retries.outage_s`, or refuses.
+            EnvironmentProblem: it was silent for `retries.outage_s`, refuses, or has ended.
         """
-        answers = self._answers
+        replies = self._replies
         async with self._asks_for_all:
             until, pause = time.monotonic() + self.retries.outage_s, self.retries.first_s
-            while self._answers == answers:
+            while self._replies == replies:
+                self._check()
                 failure = await self._ping(body)
-                if failure and (not failure.again or time.monotonic() > until):
+                if failure is None or failure.billed:
+                    return
+                if not failure.again or time.monotonic() > until:
                     raise self._gone(failure)
-                if failure:
-                    pause = min(self.retries.longest_s, 2 * pause)
-                    await asyncio.sleep(min(failure.after_s, self.retries.patience_s) + pause)
+                pause = min(self.retries.longest_s, 2 * pause)
+                await asyncio.sleep(min(failure.after_s, self.retries.patience_s) + pause)
 
     async def _ping(self, body: Mapping[str, Any]) -> Failure | None:
         """Ask a small question in the same way; why it was not answered, or None."""
-        asked = {**body, "messages": styles.render(PING, self.settings.style), self.settings.length_name: 16}
+        asked = {**body, "messages": styles.render(PING, self.settings.style)}
+        failure = None
         try:
             await self._try(digest({"revision": self.settings.revision, **asked}), asked)
-        except Failure as failure:
-            return None if failure.billed else failure
-        self._answers += 1
-        return None
+        except Failure as caught:
+            failure = caught
+        self._replies += failure is None or failure.billed
+        return failure
 
     async def _final(self, failure: Failure, body: Mapping[str, Any]) -> PolicyError | EnvironmentProblem:
         """What a call that is given up raises: of this request alone, or of an endpoint that serves nobody."""
@@ -256,7 +261,7 @@ class EndpointPolicy:
             return ContextError(self._words(failure))
         self._failures += 1
         if self._failures >= OUTAGE:
-            if await self._ping(body):
+            if await self._ping(body):  # a reply of no use is no better: another model, day and night
                 return self._gone(failure)
             self._failures = 0  # these requests were refused, and another is answered
         return PolicyError(self._words(failure))

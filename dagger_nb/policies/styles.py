@@ -59,10 +59,18 @@ def read(message: Mapping[str, Any], style: str) -> Action:
     A server may parse calls also where it was not asked to: `tool_calls` are read in every style. Reasoning that
     ends in `</think>` is no part of the action.
     """
-    content = _sound(message.get("content") or "").rpartition("</think>")[2]
+    content = _sound(_text(message.get("content"))).rpartition("</think>")[2]
     if message.get("tool_calls") or style == NATIVE:
         return _read_native(content, message.get("tool_calls") or [])
     return WRITTEN[style].read(content)
+
+
+def _text(content: Any) -> str:
+    """The text of a reply; of one in parts, as some servers of reasoning models send, the parts that are text."""
+    if isinstance(content, list):
+        texts = (part.get("text") for part in content if isinstance(part, Mapping))
+        return "".join(text for text in texts if isinstance(text, str))
+    return content if isinstance(content, str) else ""
 
 
 def fitting(message: Mapping[str, Any]) -> str:

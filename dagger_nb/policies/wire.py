@@ -24,7 +24,7 @@ class Failure(Exception):
     ) -> None:
         super().__init__(message)
         self.again, self.after_s, self.full, self.billed = again, after_s, full, billed
-        self.answers = 0  # that others had had when the call began to fail
+        self.replies = 0  # that others had had when the call began to fail
 
 
 def bound(body: Mapping[str, Any], length_name: str) -> Usage:

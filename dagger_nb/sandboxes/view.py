@@ -131,7 +131,11 @@ def tools(site: dict[str, str] | None = None) -> list[supervisor.Entry]:
 
 
 def environment(root: str = "/testbed", tools_root: str = TOOLS, site: str = SITE, home: str = "/tmp") -> bytes:
-    """The whole environment of a command, NUL-separated; nothing of the host's own comes through."""
+    """The whole environment of a command, NUL-separated; nothing of the host's own comes through.
+
+    git's global configuration is in `home`: were it named /dev/null, root's `git config --global` would write a file
+    in the place of the device.
+    """
     folders = (f"{tools_root}/bin", "/usr/local/bin", "/usr/bin", "/bin")
     if not any(os.path.exists(f"{folder}/git") for folder in folders):
         folders += (f"{sys.base_prefix}/bin",)  # as in a conda environment
@@ -141,7 +145,7 @@ def environment(root: str = "/testbed", tools_root: str = TOOLS, site: str = SIT
         "LINES": "24", "PYTHONPATH": site, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONHASHSEED": "0",
         "PYTHONNOUSERSITE": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
         "PAGER": "cat", "GIT_PAGER": "cat",
-        "GIT_EDITOR": "true", "GIT_TERMINAL_PROMPT": "0", "GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_GLOBAL": "/dev/null",
+        "GIT_EDITOR": "true", "GIT_TERMINAL_PROMPT": "0", "GIT_CONFIG_NOSYSTEM": "1",
         "GIT_AUTHOR_NAME": AUTHOR, "GIT_AUTHOR_EMAIL": EMAIL, "GIT_AUTHOR_DATE": DATE,
         "GIT_COMMITTER_NAME": AUTHOR, "GIT_COMMITTER_EMAIL": EMAIL, "GIT_COMMITTER_DATE": DATE,
     }  # fmt: skip

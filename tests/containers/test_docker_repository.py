@@ -98,6 +98,10 @@ def test_the_fix_is_nowhere_and_the_base_commit_is_all_there_is(factory, images,
             assert said(f"{command} || true") == "", command
         assert said("git describe --tags --long --match 'v*'") == f"v1.1-0-g{base[:7]}"  # a package's version
         assert "commit" not in said("git reflog | grep -v HEAD@{0}")
+        # as every script of SWE-bench does, as root; a configuration named /dev/null would be written in its place
+        assert said("git config --global --add safe.directory /testbed && test -c /dev/null && echo held") == "held"
+        said("git config --global diff.noprefix true; git config --global core.excludesFile /testbed/new; echo > new")
+        assert "+++ b/new" in sandbox.diff() and "noprefix" in said("git config --global --list; rm new ~/.gitconfig")
         assert sandbox.run(f"git cat-file -e {fix}", PATIENT_S).exit_code != 0
         assert sandbox.run(f"git cat-file -e {base}", PATIENT_S).exit_code == 0
         blob = subprocess.run(["git", "hash-object", "--stdin"], input=FIXED, capture_output=True, text=True).stdout

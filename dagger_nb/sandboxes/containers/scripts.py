@@ -1,4 +1,7 @@
-"""The bash scripts that work on the repository in a container. Each ends with exit status 0 or prints why not."""
+"""The bash scripts that work on the repository in a container. Each ends with exit status 0 or prints why not.
+
+They read no global configuration of git, which an image or an episode may have written.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ OWN = "/.dagger-nb"  # a second copy of .git, its index, and a file on its way i
 # The last release before it stays as a tag on it: packages read their version from it, and act by it. A name without a
 # digit is no release to them.
 STRIP = r"""
+export GIT_CONFIG_GLOBAL=/dev/null
 set -u -o pipefail
 fail() { echo "$1"; exit 1; }
 quiet() { "$@" > /dev/null 2>&1; }
@@ -40,7 +44,7 @@ export GIT_DIR=OWN/git GIT_WORK_TREE=/testbed
 echo "$attributes" > OWN/git/info/attributes
 quiet git add -A --ignore-errors .
 git write-tree || fail "cannot read the tree at /testbed"
-unset GIT_DIR GIT_WORK_TREE; set +u +o pipefail
+unset GIT_DIR GIT_WORK_TREE GIT_CONFIG_GLOBAL; set +u +o pipefail
 [ ! -r ~/.bashrc ] || quiet . ~/.bashrc
 exec env -0
 """.replace("OWN", OWN)
@@ -49,7 +53,7 @@ NO_START = 125  # exit status of DIFF where the tree to compare with is not ther
 
 # start: the tree to compare with; attributes as above. Prints the patch.
 DIFF = r"""
-export GIT_DIR=OWN/git GIT_WORK_TREE=/testbed
+export GIT_DIR=OWN/git GIT_WORK_TREE=/testbed GIT_CONFIG_GLOBAL=/dev/null
 git cat-file -e "$start^{tree}" > /dev/null 2>&1 || exit NO_START
 rm -f OWN/git/index.lock && mkdir -p OWN/git/info && echo "$attributes" > OWN/git/info/attributes || exit
 git add -A --ignore-errors . > /dev/null 2>&1

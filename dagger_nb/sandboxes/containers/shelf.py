@@ -11,7 +11,7 @@ import re
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -53,6 +53,7 @@ class Shelf:
         self._slots = threading.BoundedSemaphore(PARALLEL)
         self._pruning = threading.Lock()
         self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+        self._layers: dict[str, tuple[str, ...]] = {}  # of images by id
 
     def need(self, image: str) -> None:
         """Make sure that the image is here, pulling it when it is not, and note that it is used now.
@@ -159,15 +160,25 @@ class Shelf:
             return reason(error)
         return "" if self.identity(image) else "the pull ended without the image"
 
-    def _sizes(self) -> dict[str, tuple[int, int]]:
-        """Pulled image -> its own bytes and those that it shares with others, the least recently used first."""
+    def _sizes(self) -> dict[str, Size]:
+        """Pulled image -> its size, the least recently used first."""
         images = {image: self.identity(image) for image in self._book.oldest_first()}
         for image in [image for image, found in images.items() if not found]:  # removed by hand
             self._book.forget(image)
             del images[image]
         with explained("measuring the disk that images take"):
             rows = {row["Id"]: row for row in self._measured()} if images else {}
-        return {image: _shares(rows[found]) for image, found in images.items() if found in rows}
+            stems = _stems({found: self._chain(found) for found in rows})
+        return {image: _size(rows[found], stems[found]) for image, found in images.items() if found in rows}
+
+    def _chain(self, found: str) -> tuple[str, ...]:
+        """The layers of an image by its id, the lowest first; none of one that is gone by now."""
+        if found not in self._layers:
+            try:
+                self._layers[found] = tuple(self._client.api.inspect_image(found)["RootFS"].get("Layers") or ())
+            except ImageNotFound:
+                return ()
+        return self._layers[found]
 
     def _measured(self) -> list[dict[str, Any]]:
         """The daemon's images with their sizes. It measures for one at a time, and older ones refuse all others."""
@@ -227,12 +238,41 @@ class _Tally:
         return f"images: {self.fates.total():,} of {self.total:,}: {told}"
 
 
-def _shares(row: dict[str, int]) -> tuple[int, int]:
+@dataclass(frozen=True, slots=True)
+class Size:
+    """Bytes of one image: its own, and those of the layers that other images have too, which `stem` names."""
+
+    own: int
+    shared: int
+    stem: tuple[str, ...]
+
+
+def _size(row: Mapping[str, int], stem: tuple[str, ...]) -> Size:
     shared = max(row["SharedSize"], 0)  # -1: not computed
-    return row["Size"] - shared, shared
+    return Size(row["Size"] - shared, shared, stem)
 
 
-def _disk(sizes: Iterable[tuple[int, int]]) -> int:
-    """Bytes of images: what each has alone, and the largest common part once."""
-    pairs = list(sizes)
-    return sum(own for own, _ in pairs) + max((shared for _, shared in pairs), default=0)
+def _stems(chains: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    """Of each image the longest run of its lowest layers that another image begins with too.
+
+    >>> _stems({"a": ("base", "env", "a"), "b": ("base", "env", "b"), "c": ("base", "c")})
+    {'a': ('base', 'env'), 'b': ('base', 'env'), 'c': ('base',)}
+    """
+    runs = {name: [chain[:length] for length in range(len(chain) + 1)] for name, chain in chains.items()}
+    begun = Counter(run for each in runs.values() for run in each)
+    return {name: max((run for run in each if begun[run] > 1), default=(), key=len) for name, each in runs.items()}
+
+
+def _disk(sizes: Iterable[Size]) -> int:
+    """Bytes of images: what each has alone, and what some share, once for each stem.
+
+    Layers below several stems at which no image of these branches off count for each of them: it is a little too much.
+    """
+    found = list(sizes)
+    stems = {size.stem: size.shared for size in found}
+    return sum(size.own for size in found) + sum(shared - _below(stem, stems) for stem, shared in stems.items())
+
+
+def _below(stem: tuple[str, ...], stems: Mapping[tuple[str, ...], int]) -> int:
+    """Bytes of a stem that are counted with another, shorter one."""
+    return max((stems.get(stem[:length], 0) for length in range(len(stem))), default=0)
