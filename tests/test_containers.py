@@ -14,7 +14,7 @@ import pytest
 
 from dagger_nb.errors import DataError, EnvironmentProblem, ImageMissing, PullLimit, SandboxError
 from dagger_nb.evaluation import official
-from dagger_nb.evaluation.grades import Grade, Status
+from dagger_nb.evaluation.grades import LOST, Grade, Status
 from dagger_nb.evaluation.official import Official, evaluate, marks
 from dagger_nb.evaluation.predictions import Prediction
 from dagger_nb.sandboxes import factory_for
@@ -189,16 +189,24 @@ def test_instances_are_marked_by_their_gold_patches():
 
 
 class Images:
-    """A factory that only fetches; the registry limits its `limited`-th call."""
+    """A factory that only fetches, `room` images at once; the registry limits its `limited`-th call."""
 
     name = "docker"
 
-    def __init__(self, limited: int = 0) -> None:
-        self.limited, self.fetched = limited, []
+    def __init__(self, limited: int = 0, room: int = 99, missing: tuple[str, ...] = ()) -> None:
+        self.limited, self.room, self.missing, self.fetched, self.here = limited, room, missing, [], set()
 
     def prefetch(self, found, log):
-        self.fetched.append([task.instance_id for task in found])
-        return {"an-image": PullLimit("toomanyrequests")} if len(self.fetched) == self.limited else {}
+        assert not any(task.files for task in found)  # swebench works in the image alone
+        names = [task.instance_id for task in found]
+        self.fetched.append(names)
+        if len(self.fetched) == self.limited:
+            return {"an-image": PullLimit("toomanyrequests")}
+        self.here = {*[name for name in names if name not in self.missing][: self.room]}
+        return dict.fromkeys(self.missing, SandboxError("manifest unknown"))
+
+    def holds(self, task):
+        return task.instance_id in self.here
 
 
 @pytest.fixture
@@ -233,12 +241,26 @@ def test_all_patches_of_an_instance_are_graded_while_its_image_is_here(swebench,
     assert [row.status for row in verdicts["base"].grades] == [
         Status.INFRASTRUCTURE if name == names[1] else Status.RESOLVED for name in names
     ]
-    assert len(verdicts["dagger"].grades) == 5 and "dagger: 4 of 5 resolved, 1 lost" in said[-1]
+    assert [row.status for row in verdicts["dagger"].grades if not row.resolved] == [Status.INFRASTRUCTURE] * 2
+    assert len(verdicts["dagger"].grades) == 6 and "1 tasks have no prediction" in said[-1]  # no smaller denominator
+    assert f"dagger: 4 of 5 resolved, 1 {LOST}: the same call tries them again" in said[-1]
     swebench.started.clear()
     swebench.lost.clear()
     again = evaluate(tmp_path, found, models, images, workers=1, gold_runs=2, log=said.append)
     assert swebench.started == [(run, names[1:2]) for run in runs] and images.fetched[2] == names[1:2]
-    assert all(row.resolved for each in again.values() for row in each.grades)
+    assert [row.instance_id for each in again.values() for row in each.grades if not row.resolved] == names[5:]
+
+
+def test_images_beyond_the_budget_take_the_place_of_those_that_were_used(swebench, tmp_path):
+    """The command line is given what is here, or it would pull images that nobody removes."""
+    found = sorted(tasks("test", 4), key=lambda task: task.instance_id)
+    names = [task.instance_id for task in found]
+    images = Images(room=2, missing=(names[1],))
+    models = {"m": [Prediction(name, "m", "x\n") for name in names]}
+    grades = evaluate(tmp_path, found, models, images, workers=1, gold_runs=0)["m"].grades
+    assert swebench.started == [("m", [names[0], names[2]]), ("m", [names[3]])]
+    assert images.fetched == [names, [names[1], names[3]], [names[1]]]
+    assert [row.instance_id for row in grades if row.status is Status.INFRASTRUCTURE] == [names[1]]
 
 
 def test_a_registry_that_limits_pulls_is_waited_for_before_the_command_line_starts(swebench, tmp_path, monkeypatch):

@@ -481,17 +481,18 @@ def test_a_line_that_is_no_prediction_is_an_error_with_its_place(tmp_path, line)
 
 
 def test_the_harness_reads_our_folder_and_we_read_its_report(tmp_path, monkeypatch):
-    names = ("good", "bad", "none", "broken", "lost", "slow", "torn")
+    names = ("good", "bad", "none", "broken", "lost", "slow", "torn", "latin")
     tasks = [dataclasses.replace(TASK, instance_id=name) for name in names]
     rows = [Prediction(task.instance_id, "org/model", "" if task.instance_id == "none" else "x\n") for task in tasks]
     run = harness.write_inputs(tmp_path, tasks, rows)
     monkeypatch.chdir(tmp_path)  # where the command line is started
     predictions = {row["instance_id"]: row for row in get_predictions_from_file(harness.PREDICTIONS, "", "test")}
     dataset = get_dataset_from_preds(harness.DATASET, "test", None, predictions, run.run_id, False)
-    assert [row["instance_id"] for row in dataset] == ["bad", "broken", "good", "lost", "slow", "torn"]
+    assert [row["instance_id"] for row in dataset] == ["bad", "broken", "good", "latin", "lost", "slow", "torn"]
     assert make_test_spec(dataset[0]).FAIL_TO_PASS == list(TASK.FAIL_TO_PASS)
     status = {"FAIL_TO_PASS": {"success": ["t"], "failure": []}, "FAIL_TO_FAIL": {"success": [], "failure": []}}
-    logs = {"broken": ">>>>> Patch Apply Failed:\nno", "slow": "Test timed out after 9 seconds.", "lost": "no image"}
+    logs = {"broken": ">>>>> Patch Apply Failed:\nno", "slow": "Test timed out after 9 seconds.", "lost": "no image",
+            "latin": "UnicodeDecodeError: 'utf-8' codec can't decode byte 0xe9"}  # fmt: skip
     for name, log in logs.items():
         _put(run.log_folder(name) / "run_instance.log", log)
     for name, resolved in (("good", True), ("bad", False)):
@@ -506,7 +507,7 @@ def test_the_harness_reads_our_folder_and_we_read_its_report(tmp_path, monkeypat
     assert {name: found.status.value for name, found in grades.items()} == {
         "good": "resolved", "bad": "unresolved", "none": "empty_patch",
         "broken": "patch_failed", "slow": "unresolved", "lost": "infrastructure",
-        "torn": "infrastructure"}  # fmt: skip
+        "torn": "infrastructure", "latin": "unresolved"}  # fmt: skip
     assert set(grades["good"].report) == {"FAIL_TO_PASS", "PASS_TO_PASS"}
     line = harness.command(run, workers=2, instances=["lost", "torn"])
     assert line[:3] == ["swebench", "eval", harness.DATASET]

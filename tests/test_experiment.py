@@ -345,7 +345,7 @@ def test_an_exam_of_another_test_runner_is_graded_by_the_official_command_line(t
     trajectory = replace(experiment(tiny_base, "base", tasks__test=1).examine("test")[0].trajectories[0], patch="x\n")
     monkeypatch.setattr("dagger_nb.experiment.tasks_of", lambda *_, **__: [odd])
     factory = local_factory()
-    factory.name = "docker"
+    factory.name, factory.holds = "docker", lambda task: True
     monkeypatch.setattr("dagger_nb.experiment.factory_for", lambda *_, **__: factory)
     monkeypatch.setattr(found, "examine", lambda *_, **__: [CohortRecord((trajectory,), (), {})])
 

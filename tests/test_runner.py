@@ -18,6 +18,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from dagger_nb import paths, report, runner
 from dagger_nb.errors import ConfigError, DataError
+from dagger_nb.evaluation.grades import LOST
 
 PARAMETERS = "profile: str = 'tiny'  # budgets\nseed: int = 0  # root seed\nrate: float = 0.5  # a number"
 
@@ -188,6 +189,20 @@ def test_finished_notebooks_are_skipped_until_something_changes(tmp_path: Path, 
     assert two_books(seed=1) == [True, False]
     (tmp_path / "out" / "00_a.json").write_text('{"key": "to')
     assert two_books(seed=1) == [False, True]
+
+
+def test_what_was_lost_to_the_infrastructure_is_tried_by_the_same_command(tmp_path: Path, two_books: Callable) -> None:
+    """And what is read from it later; nothing else is run again."""
+    book, down = tmp_path / "books" / "00_a.ipynb", tmp_path / "down"
+    down.touch()
+    said = f"import os\nprint('1 of 9 tasks have no verdict, {LOST}' if os.path.exists({str(down)!r}) else 'all')"
+    content = nbformat.read(book, as_version=4)
+    content.cells[-1].source += f"\n{said}"
+    nbformat.write(content, book)
+    assert two_books() == two_books() == [False, False]
+    down.unlink()
+    assert two_books() == [False, False]
+    assert two_books() == [True, True]
 
 
 def test_a_changed_package_or_input_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,7 @@ from dagger_nb.records import Task, digest
 DATASET = "instances.json"  # the harness tells a local file from a hub name by this suffix
 PREDICTIONS = "predictions.jsonl"
 _TIMED_OUT = "Test timed out after"
+_NO_TEXT = "UnicodeDecodeError: 'utf-8' codec can't decode"  # of the tree's diff, before the tests
 _SUMMARY = """
 import json, pathlib, sys
 from swebench.harness.reporting import make_run_report
@@ -149,6 +150,8 @@ def _error(run: HarnessRun, instance: str) -> Grade:
         return Grade(instance, Status.PATCH_FAILED, detail="the patch does not apply")
     if _TIMED_OUT in log:
         return Grade(instance, Status.UNRESOLVED, detail="the tests reached the time limit")
+    if _NO_TEXT in log:
+        return Grade(instance, Status.UNRESOLVED, detail="swebench reads no diff that is not UTF-8")
     return Grade(instance, Status.INFRASTRUCTURE, detail=f"no report; see {path}")
 
 

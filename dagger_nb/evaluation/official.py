@@ -7,20 +7,27 @@ never left out of them: the score over all instances and the score without them 
 
 from __future__ import annotations
 
-import subprocess
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dagger_nb.errors import EnvironmentProblem, PullLimit
-from dagger_nb.evaluation.grades import Grade, Status
+from dagger_nb.evaluation.grades import LOST, Grade, Status
 from dagger_nb.evaluation.harness import HarnessRun, command, read_report, summarise, unjudged, write_inputs
 from dagger_nb.evaluation.predictions import Prediction
 from dagger_nb.records import Task
 from dagger_nb.sandboxes.protocol import PAUSE_S, PAUSED, PAUSES, SandboxFactory
 from dagger_nb.store import alone
+
+if TYPE_CHECKING:
+    import docker
+
+    from dagger_nb.sandboxes.containers import DockerFactory
 
 TIMEOUT_S = 1800  # swebench's own default, for one instance
 PART = 4  # instances for each worker whose images are fetched at once: few enough for the disk, enough to keep all busy
@@ -63,7 +70,7 @@ def evaluate(
     folder: Path,
     tasks: Sequence[Task],
     models: Mapping[str, Sequence[Prediction]],
-    factory: SandboxFactory,
+    factory: DockerFactory,
     *,
     workers: int,
     timeout_s: int = TIMEOUT_S,
@@ -93,9 +100,9 @@ def evaluate(
     with alone(folder):
         for part in _parts(tasks, PART * workers):
             _judge(part, runs.values(), factory, workers, timeout_s, log)
-        grades = {name: _told(name, run, log) for name, run in runs.items()}
+        grades = {name: _told(name, run, tasks, log) for name, run in runs.items()}
     doubts = marks([grades[name] for name in checks])
-    return {name: Official(tuple(grades[name]), *doubts) for name in models}
+    return {name: Official(grades[name], *doubts) for name in models}
 
 
 def marks(gold: Sequence[Sequence[Grade]]) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -119,19 +126,27 @@ def _parts(tasks: Sequence[Task], size: int) -> Iterator[Sequence[Task]]:
 
 
 def _judge(
-    part: Sequence[Task], runs: Iterable[HarnessRun], factory: SandboxFactory, workers: int, timeout_s: int, log: Log
+    part: Sequence[Task], runs: Iterable[HarnessRun], factory: DockerFactory, workers: int, timeout_s: int, log: Log
 ) -> None:
-    """See to it that each run has been through these tasks; only what has no verdict yet is started."""
+    """See to it that each run has been through these tasks; only what has no verdict yet is started.
+
+    Images beyond `sandbox.images_gb` take the place of those that were used; what has none is not started.
+    """
     names = {task.instance_id for task in part}
-    left = [(run, found) for run in runs if (found := [name for name in unjudged(run) if name in names])]
+    left = [(run, [name for name in unjudged(run) if name in names]) for run in runs]
     wanted = {name for _, found in left for name in found}
-    _fetch([task for task in part if task.instance_id in wanted], factory, log)
-    for run, found in left:
-        log(f"{run.folder.name}: swebench eval of {len(found)} from {found[0]} on, see {run.folder / LOG}")
-        _start(run, found, workers, timeout_s)
+    todo = [replace(task, files={}) for task in part if task.instance_id in wanted]  # in images of their own
+    while todo:
+        _fetch(todo, factory, log)
+        here = {task.instance_id for task in todo if factory.holds(task)}
+        for run, found in left:
+            if some := [name for name in found if name in here]:
+                log(f"{run.folder.name}: swebench eval of {len(some)} from {some[0]} on, see {run.folder / LOG}")
+                _start(run, some, workers, timeout_s)
+        todo = [task for task in todo if task.instance_id not in here] if here else []
 
 
-def _fetch(tasks: Sequence[Task], factory: SandboxFactory, log: Log) -> None:
+def _fetch(tasks: Sequence[Task], factory: DockerFactory, log: Log) -> None:
     """Fetch the images, where need be when the registry hands them out again; others are lost to the infrastructure."""
     for _ in range(PAUSES):
         lost = factory.prefetch(tasks, log)
@@ -141,31 +156,43 @@ def _fetch(tasks: Sequence[Task], factory: SandboxFactory, log: Log) -> None:
         time.sleep(PAUSE_S)
 
 
-def _told(name: str, run: HarnessRun, log: Log) -> list[Grade]:
-    """The grades of a run, from swebench's report of it."""
+def _told(name: str, run: HarnessRun, tasks: Sequence[Task], log: Log) -> tuple[Grade, ...]:
+    """The grades of a run, from swebench's report of it; a task without a prediction was lost with its episode."""
     summarise(run)
     grades = read_report(run)
+    judged = {row.instance_id for row in grades}
+    without = [task.instance_id for task in tasks if task.instance_id not in judged]
     lost = sum(row.status is Status.INFRASTRUCTURE for row in grades)
-    tail = f", {lost} lost to the infrastructure: the same call tries them again" if lost else ""
+    tail = f", {lost} {LOST}: the same call tries them again" if lost else ""
+    tail += f"; {len(without)} tasks have no prediction" if without else ""
     log(f"{name}: {sum(row.resolved for row in grades)} of {len(grades)} resolved{tail}")
-    return grades
+    grades += [Grade(name, Status.INFRASTRUCTURE, detail="no prediction: its episode was lost") for name in without]
+    return tuple(sorted(grades, key=lambda row: row.instance_id))
 
 
 def _start(run: HarnessRun, instances: Sequence[str], workers: int, timeout_s: int) -> None:
     from dagger_nb.sandboxes.containers.errors import connect
-    from dagger_nb.sandboxes.containers.lease import remove
+    from dagger_nb.serving.process import GuardedProcess
 
-    client = connect()  # before any work: no daemon, no run
     program, *arguments = command(run, workers=workers, timeout_s=timeout_s, instances=instances)
     beside = Path(sys.executable).with_name(program)
-    try:
-        with open(run.folder / LOG, "ab") as out:
-            line = [str(beside) if beside.exists() else program, *arguments]
-            code = subprocess.run(line, cwd=run.folder, stdin=subprocess.DEVNULL, stdout=out, stderr=out).returncode
-    finally:  # swebench names its containers after the run; an interrupted run leaves them
-        for row in client.api.containers(all=True, filters={"name": run.run_id}):
-            remove(client, row["Id"])
-        client.close()
+    line = [str(beside) if beside.exists() else program, *arguments]
+    with closing(connect()) as client:  # before any work: no daemon, no run
+        _clear(client, run)
+        try:
+            with closing(GuardedProcess(line, os.environ, run.folder / LOG)) as process:
+                code = process.wait()
+        finally:
+            _clear(client, run)
     if code != 0:
-        end = (run.folder / LOG).read_text(errors="replace")[-1500:]
-        raise EnvironmentProblem(f"`{' '.join(line[:2])}` ended with {code}; see {run.folder / LOG}. Its end:\n{end}")
+        raise EnvironmentProblem(
+            f"`{' '.join(line[:2])}` ended with {code}; see {run.folder / LOG}. Its end:\n{process.tail()}"
+        )
+
+
+def _clear(client: docker.DockerClient, run: HarnessRun) -> None:
+    """Remove the containers of a run, which swebench names after it: one that was interrupted leaves them."""
+    from dagger_nb.sandboxes.containers.lease import remove
+
+    for row in client.api.containers(all=True, filters={"name": run.run_id}):
+        remove(client, row["Id"])

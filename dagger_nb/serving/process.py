@@ -41,6 +41,10 @@ class GuardedProcess:
         """None while it runs."""
         return self._guard.poll()
 
+    def wait(self) -> int:
+        """Its exit code, once it has ended."""
+        return self._guard.wait()
+
     def tail(self, lines: int = 25) -> str:
         """The end of what this command has said."""
         with self.log.open("rb") as file:

@@ -13,6 +13,7 @@ from images import load, of_task
 from dagger_nb.errors import EnvironmentProblem
 from dagger_nb.evaluation.grades import Grade, Status
 from dagger_nb.evaluation.grading import grade_all, without_pytest
+from dagger_nb.evaluation.harness import write_inputs
 from dagger_nb.evaluation.official import Official, evaluate, harness_for
 from dagger_nb.evaluation.predictions import Prediction
 from dagger_nb.records import Task
@@ -129,6 +130,8 @@ def test_broken_instances_are_marked_and_lost_ones_are_no_failed_tasks(client, f
     rows = [Prediction(task.instance_id, "m", task.patch) for task in (good, rotten, lost)]
     said: list[str] = []
     how = {"workers": 3, "timeout_s": PATIENT_S, "gold_runs": 2, "log": said.append}
+    killed = write_inputs(tmp_path / "m", [good, rotten, lost], rows).run_id  # an earlier process left a container
+    client.api.create_container(good.image, ["true"], name=f"sweb.eval.left.{killed}")
     found = evaluate(tmp_path, [good, rotten, lost], {"m": rows}, factory, **how)["m"]
     assert {row.instance_id: row.status for row in found.grades} == {
         good.instance_id: Status.RESOLVED,

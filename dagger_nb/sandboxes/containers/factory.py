@@ -147,6 +147,10 @@ class DockerFactory:
         images = (self.settings.image if task.files else task.image for task in tasks)
         return self._shelf.prefetch(filter(None, images), log)
 
+    def holds(self, task: Task) -> bool:
+        """Whether the task's own image is here. Raises SandboxError: the daemon fails."""
+        return bool(self._shelf.identity(task.image))
+
     def guarantees(self) -> dict[str, str]:
         """Each protection and how it is held by this daemon; for the log and the manifest."""
         return protections.of(self._daemon, self.settings, self.output_bytes)
