@@ -257,13 +257,15 @@ async def _fate_answer(state: _State, writer: asyncio.StreamWriter, request: Any
     message = _message(state, request)
     if fault == "unknown":
         message = json.loads(json.dumps(message).replace("execute_bash", "launch_rocket"))
-    elif fault in ("empty", "silent"):
+    elif fault in ("empty", "silent", "long"):
         message = {"role": "assistant", "content": "" if fault == "empty" else "I would list the files."}
     elif fault == "two":
         message["tool_calls"] = message.get("tool_calls", []) * 2
     reply = _reply(message, number)
     if fault == "another":
         reply["model"] = "another-model"
+    elif fault == "long":
+        reply["choices"][0]["finish_reason"] = "length"
     elif fault == "uncounted":
         del reply["usage"]
     elif fault == "ok":

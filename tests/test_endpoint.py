@@ -586,6 +586,9 @@ def test_a_model_that_calls_no_tools_is_refused_with_the_style_that_may_do(serve
     server.next("silent", "silent")
     with pytest.raises(ConfigError, match="choose a model"):
         asked(server, file, check, settings=replace(PATIENT, style="text"))
+    server.next("long", "long")
+    with pytest.raises(ConfigError, match="cut off: raise episode.max_new_tokens"):
+        asked(server, file, check)
 
 
 def test_an_endpoint_is_asked_as_the_run_will_ask_it(server, file):

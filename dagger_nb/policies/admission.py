@@ -81,5 +81,7 @@ def _refuse_style(policy: EndpointPolicy, reply: Reply) -> None:
         return
     better = styles.fitting(message) or ("text" if style != "text" else "")
     advice = f"set teacher.style = {better!r}" if better else "choose a model that follows instructions"
+    if reply.get("finish_reason") == "length":
+        advice = "its answer was cut off: raise episode.max_new_tokens"
     said = policy.clean(str(message.get("content") or ""))
     raise ConfigError(f"{policy.name} does not call tools in the style {style!r} ({action.error}: {said!r}); {advice}")
