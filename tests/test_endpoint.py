@@ -586,7 +586,7 @@ def test_a_model_that_calls_no_tools_is_refused_with_the_style_that_may_do(serve
     server.next("silent", "silent")
     with pytest.raises(ConfigError, match="choose a model"):
         asked(server, file, check, settings=replace(PATIENT, style="text"))
-    server.next("long", "long")
+    server.next("long")  # the answer that was kept is asked for anew
     with pytest.raises(ConfigError, match="cut off: raise episode.max_new_tokens"):
         asked(server, file, check)
 
