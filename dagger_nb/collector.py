@@ -122,6 +122,7 @@ class _Run:
         self._doors = ThreadPoolExecutor(self.capacity.commands, "door")  # opening may pull an image; commands go on
         self._with_sandbox: set[Episode] = set()
         self._unopened = 0  # in a row
+        self._opened_at, self._limited_at = time.monotonic(), -PAUSE_S  # the last sandbox; the last refusal to pull
         self._unanswered = 0  # episodes in a row that a policy ended
 
     async def collect(self, jobs: Sequence[CohortJob], report: Callable[[Result], None]) -> None:
@@ -157,26 +158,34 @@ class _Run:
         report((job, CohortRecord(trajectories, labels, shadows, missing), seconds))
 
     async def _episode(self, plan: Plan, conditions: Conditions, cast: Cast) -> _Played:
-        """An episode, begun when the registry hands out its image; until then others have its place."""
-        for _ in range(PAUSES):
+        """An episode, begun when the registry hands out its image; until then others have its place.
+
+        What it hands out in hours is shared by all that wait: they give up when nobody has got a sandbox for so long.
+        """
+        waited = False
+        while True:
+            last = time.monotonic() - self._opened_at > PAUSES * PAUSE_S
             try:
-                return await self._at_once(plan, conditions, cast)
+                return await self._at_once(plan, conditions, cast, waited, last)
             except PullLimit:
+                waited = True
                 await self._pause()
-        return await self._at_once(plan, conditions, cast, last=True)
 
     async def _pause(self) -> None:
+        """Wait until the registry may be asked again; those who come back first find out for the others."""
         self.progress.waiting += 1
         try:
-            await asyncio.sleep(PAUSE_S)
+            await asyncio.sleep(max(0.0, self._limited_at + PAUSE_S - time.monotonic()))
         finally:
             self.progress.waiting -= 1
 
-    async def _at_once(self, plan: Plan, conditions: Conditions, cast: Cast, last: bool = False) -> _Played:
+    async def _at_once(self, plan: Plan, conditions: Conditions, cast: Cast, waited: bool, last: bool) -> _Played:
         """The episode as it is now; its image cannot be had yet: PullLimit, or at the `last` a failure like others."""
         async with self._episodes:
             began = time.monotonic()
             prompt = self.renderer.prompt_ids(plan.task)
+            if waited and not last and time.monotonic() < self._limited_at + PAUSE_S:
+                raise PullLimit("another one was refused meanwhile")
             rollout = await self._roll_out(core.begin(plan, conditions, len(prompt)), cast, last)
             asked = conditions.labelled
             labelled = await cast.label(plan.task, rollout.trajectory) if asked else Labelled((), ())
@@ -199,6 +208,7 @@ class _Run:
         try:
             error = await _in(self._doors, core.open_sandbox, episode, self.factory)
         except PullLimit as limit:
+            self._limited_at = time.monotonic()
             if not last:
                 self._with_sandbox.remove(episode)
                 raise
@@ -206,6 +216,7 @@ class _Run:
             core.fail(episode, limit)
         if isinstance(error, ImageMissing):  # some of a data set's may be; it tells nothing of the daemon
             return
+        self._opened_at = time.monotonic() if error is None else self._opened_at
         self._unopened = 0 if error is None else self._unopened + 1
         if self._unopened == 2 * self.capacity.sandboxes:
             raise EnvironmentProblem(
