@@ -47,6 +47,14 @@ def needs(settings: Settings, number: str, patches: int = 0) -> None:
     print(text(settings, number, patches))
 
 
+def differences(settings: Settings) -> None:
+    """Print, numbered, where a profile of real tasks leaves the paper; of a laptop's the notebooks tell themselves."""
+    from dagger_nb.deviations import text
+
+    if settings.tasks.source != GENERATED:
+        print(f"where profile {settings.profile} leaves the paper:\n{text(settings)}")
+
+
 def fleet(settings: Settings) -> Executor:
     """Who runs this notebook's episodes, made at the first call and kept for the others."""
     key = settings if settings.served else settings.workers

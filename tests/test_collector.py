@@ -482,14 +482,14 @@ def test_a_registry_that_limits_pulls_is_waited_for_and_delays_nobody_else(colle
                 raise PullLimit("toomanyrequests; docker login, or wait")
             return super().open(task)
 
-    monkeypatch.setattr("dagger_nb.collector.PAUSES", 8)
+    monkeypatch.setattr("dagger_nb.collector.PAUSES", 40)
     one = Capacity(1, 1, 1)  # an episode whose image is here has the place of one that waits
     found = collected(collector(Busy(3), Limited(), one, log=heard.append), jobs(train_tasks[::-1], alone()))
     found = {3 - number: record for number, record in found.items()}
     ends = [record.trajectories[0].stop for _, record in sorted(found.items())]
     assert ends == [StopReason.FINISH] * 3 + [StopReason.INFRASTRUCTURE]
     assert "docker login" in found[3].trajectories[0].detail
-    assert time.monotonic() - began > 8 * 0.05
+    assert time.monotonic() - began > 40 * 0.05
     assert any("1/4 episodes" in line and "3 wait: the registry limits pulls" in line for line in heard)
     assert "wait" not in heard[-1]
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dagger_nb import config, deviations, paths, profiles
+from dagger_nb import config, deviations, notebook, paths, profiles
 from dagger_nb.errors import ConfigError, EnvironmentProblem
 
 SERVED = ("qwen3-0.6b", "qwen3-4b", "qwen3-8b")
@@ -60,6 +60,14 @@ def test_deviations_are_printed_with_the_profiles_own_values() -> None:
     assert "{" not in deviations.text(config.load("qwen3-4b")) and "rank 32" in deviations.text(config.load("qwen3-4b"))
     assert not deviations.deviations(config.load("qwen3-4b")).here.str.contains("40,960").any()
     assert len(deviations.deviations(config.load("tiny"))) == 1
+
+
+def test_a_notebook_prints_the_differences_of_real_tasks_and_none_of_a_laptops(capsys) -> None:
+    notebook.differences(config.load("tiny"))
+    assert capsys.readouterr().out == ""
+    notebook.differences(config.load("qwen3-4b"))
+    said = capsys.readouterr().out
+    assert said.startswith("where profile qwen3-4b leaves the paper:") and "rank 32" in said
 
 
 def test_an_override_that_leaves_the_paper_has_a_number_too() -> None:

@@ -163,3 +163,13 @@ def test_outputs_are_stripped_unless_published(path: Path, cells: list) -> None:
     else:
         assert not any(cell.outputs for cell in code_of(cells)), f"{path.name} has outputs; strip or publish it"
         assert not any(counts), f"{path.name} has execution counts; strip or publish it"
+
+
+@each_notebook
+def test_differences_that_are_a_laptops_are_told_as_such_beside_the_profiles_own(path: Path, cells: list) -> None:
+    told = [cell.source for cell in cells if "Differences from the paper" in cell.source]
+    assert len(told) == 1 or path.stem.startswith("01")
+    if path.stem[:2] in ("01", "07"):  # of theory alone, and of figures
+        return
+    assert "in the laptop profiles** (of a served profile the cell above prints its own)" in told[0]
+    assert code_of(cells)[-1].source.endswith("notebook.differences(settings)")
