@@ -164,12 +164,15 @@ class _Run:
         """
         waited = False
         while True:
-            last = time.monotonic() - self._opened_at > PAUSES * PAUSE_S
             try:
-                return await self._at_once(plan, conditions, cast, waited, last)
+                return await self._at_once(plan, conditions, cast, waited)
             except PullLimit:
                 waited = True
                 await self._pause()
+
+    @property
+    def _patient(self) -> bool:
+        return time.monotonic() - self._opened_at <= PAUSES * PAUSE_S
 
     async def _pause(self) -> None:
         """Wait until the registry may be asked again; those who come back first find out for the others."""
@@ -179,45 +182,50 @@ class _Run:
         finally:
             self.progress.waiting -= 1
 
-    async def _at_once(self, plan: Plan, conditions: Conditions, cast: Cast, waited: bool, last: bool) -> _Played:
-        """The episode as it is now; its image cannot be had yet: PullLimit, or at the `last` a failure like others."""
+    async def _at_once(self, plan: Plan, conditions: Conditions, cast: Cast, waited: bool) -> _Played:
+        """The episode as it is now. Raises PullLimit: its image cannot be had yet."""
         async with self._episodes:
             began = time.monotonic()
             prompt = self.renderer.prompt_ids(plan.task)
-            if waited and not last and time.monotonic() < self._limited_at + PAUSE_S:
+            if waited and self._patient and time.monotonic() < self._limited_at + PAUSE_S:
                 raise PullLimit("another one was refused meanwhile")
-            rollout = await self._roll_out(core.begin(plan, conditions, len(prompt)), cast, last)
+            rollout = await self._roll_out(core.begin(plan, conditions, len(prompt)), cast)
             asked = conditions.labelled
             labelled = await cast.label(plan.task, rollout.trajectory) if asked else Labelled((), ())
         self.progress.episode(rollout.trajectory, len(labelled.labels), len(labelled.missing))
         return _Played(rollout, labelled, began)
 
-    async def _roll_out(self, episode: Episode, cast: Cast, last: bool) -> Rollout:
+    async def _roll_out(self, episode: Episode, cast: Cast) -> Rollout:
         if episode.stop is not None:
             return core.finish(episode)
         async with self._sandboxes:
-            await self._open(episode, last)
+            await self._open(episode)
             await self._play(episode, cast)
             rollout = await _in(self._commands, core.finish, episode)
             self._with_sandbox.remove(episode)
             return rollout
 
-    async def _open(self, episode: Episode, last: bool) -> None:
-        """Open a sandbox. Where none can be opened for anybody, the run ends before it has spoilt every episode."""
+    async def _open(self, episode: Episode) -> None:
+        """Open a sandbox. Where none can be opened for anybody, the run ends before it has spoilt every episode.
+
+        Raises PullLimit where the image may be had later; where nobody waits longer that is a failure like others.
+        """
         self._with_sandbox.add(episode)
         try:
             error = await _in(self._doors, core.open_sandbox, episode, self.factory)
         except PullLimit as limit:
             self._limited_at = time.monotonic()
-            if not last:
+            if self._patient:
                 self._with_sandbox.remove(episode)
                 raise
             error = limit
             core.fail(episode, limit)
         if isinstance(error, ImageMissing):  # some of a data set's may be; it tells nothing of the daemon
             return
-        self._opened_at = time.monotonic() if error is None else self._opened_at
-        self._unopened = 0 if error is None else self._unopened + 1
+        if error is None:
+            self._opened_at, self._unopened = time.monotonic(), 0
+            return
+        self._unopened += 1
         if self._unopened == 2 * self.capacity.sandboxes:
             raise EnvironmentProblem(
                 f"{self._unopened} sandboxes in a row could not be opened, the last one because: {episode.detail}"

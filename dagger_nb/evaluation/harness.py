@@ -9,6 +9,7 @@ no canaries, so `tampered` never comes from here.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ from dagger_nb.records import Task, digest
 
 DATASET = "instances.json"  # the harness tells a local file from a hub name by this suffix
 PREDICTIONS = "predictions.jsonl"
+PARTS = "parts"  # below a run's folder: swebench's reports of some of its instances, which nobody reads
 _TIMED_OUT = "Test timed out after"
 _NO_TEXT = "UnicodeDecodeError: 'utf-8' codec can't decode"  # of the tree's diff, before the tests
 _SUMMARY = """
@@ -32,7 +34,7 @@ import json, pathlib, sys
 from swebench.harness.reporting import make_run_report
 predictions = map(json.loads, pathlib.Path(sys.argv[2]).read_text().splitlines())
 instances = json.loads(pathlib.Path(sys.argv[1]).read_text())
-make_run_report({row["instance_id"]: row for row in predictions}, instances, sys.argv[3])
+make_run_report({row["instance_id"]: row for row in predictions}, instances, sys.argv[3], report_dir=sys.argv[4])
 """
 
 
@@ -78,9 +80,10 @@ def write_inputs(folder: Path, tasks: Sequence[Task], predictions: Sequence[Pred
 
 def command(run: HarnessRun, *, workers: int, timeout_s: int = 1800, instances: Sequence[str] = ()) -> list[str]:
     """The command line that grades the run, or some of its instances; `run.folder` is its working directory."""
-    options = ["--run-id", run.run_id, "--workers", str(workers), "--timeout", str(timeout_s), "--report-dir", "."]
+    options = ["--run-id", run.run_id, "--workers", str(workers), "--timeout", str(timeout_s)]
     some = [word for name in instances for word in ("--instance", name)]
-    return ["swebench", "eval", DATASET, "--predictions", PREDICTIONS, *options, *some]
+    reports = ["--report-dir", PARTS if instances else "."]
+    return ["swebench", "eval", DATASET, "--predictions", PREDICTIONS, *options, *reports, *some]
 
 
 def unjudged(run: HarnessRun) -> list[str]:
@@ -94,10 +97,12 @@ def unjudged(run: HarnessRun) -> list[str]:
 
 def summarise(run: HarnessRun) -> None:
     """Let swebench write its report of the whole run from the reports of its instances. It needs no Docker."""
-    program = [sys.executable, "-c", _SUMMARY, DATASET, PREDICTIONS, run.run_id]
+    (run.folder / PARTS).mkdir(exist_ok=True)
+    program = [sys.executable, "-c", _SUMMARY, DATASET, PREDICTIONS, run.run_id, PARTS]
     ended = subprocess.run(program, cwd=run.folder, capture_output=True, text=True, errors="replace")
     if ended.returncode != 0:
         raise DataError(f"{run.folder}: swebench cannot write its report of this run: {ended.stderr[-1500:]}")
+    os.replace(run.folder / PARTS / run.report_path.name, run.report_path)  # whole, or not there
 
 
 def read_report(run: HarnessRun) -> list[Grade]:

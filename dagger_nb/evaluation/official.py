@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -98,8 +98,9 @@ def evaluate(
     checks = {f"gold-{number}": gold for number in range(1, gold_runs + 1)}
     runs = {name: write_inputs(folder / name, tasks, rows) for name, rows in (checks | dict(models)).items()}
     with alone(folder):
+        left = {run: unjudged(run) for run in runs.values()}
         for part in _parts(tasks, PART * workers):
-            _judge(part, runs.values(), factory, workers, timeout_s, log)
+            _judge(part, left, factory, workers, timeout_s, log)
         grades = {name: _told(name, run, tasks, log) for name, run in runs.items()}
     doubts = marks([grades[name] for name in checks])
     return {name: Official(grades[name], *doubts) for name in models}
@@ -126,22 +127,26 @@ def _parts(tasks: Sequence[Task], size: int) -> Iterator[Sequence[Task]]:
 
 
 def _judge(
-    part: Sequence[Task], runs: Iterable[HarnessRun], factory: DockerFactory, workers: int, timeout_s: int, log: Log
+    part: Sequence[Task],
+    left: Mapping[HarnessRun, Sequence[str]],
+    factory: DockerFactory,
+    workers: int,
+    timeout_s: int,
+    log: Log,
 ) -> None:
-    """See to it that each run has been through these tasks; only what has no verdict yet is started.
+    """Have the command line judge what is `left` of these tasks in each run.
 
     Images beyond `sandbox.images_gb` take the place of those that were used; what has none is not started.
     """
-    names = {task.instance_id for task in part}
-    left = [(run, [name for name in unjudged(run) if name in names]) for run in runs]
-    wanted = {name for _, found in left for name in found}
+    wanted = {name for names in left.values() for name in names}
     todo = [replace(task, files={}) for task in part if task.instance_id in wanted]  # in images of their own
     while todo:
         _fetch(todo, factory, log)
         here = {task.instance_id for task in todo if factory.holds(task)}
-        for run, found in left:
-            if some := [name for name in found if name in here]:
+        for run, names in left.items():
+            if some := [name for name in names if name in here]:
                 log(f"{run.folder.name}: swebench eval of {len(some)} from {some[0]} on, see {run.folder / LOG}")
+                run.report_path.unlink(missing_ok=True)  # it says less than is known from now on
                 _start(run, some, workers, timeout_s)
         todo = [task for task in todo if task.instance_id not in here] if here else []
 
@@ -158,15 +163,15 @@ def _fetch(tasks: Sequence[Task], factory: DockerFactory, log: Log) -> None:
 
 def _told(name: str, run: HarnessRun, tasks: Sequence[Task], log: Log) -> tuple[Grade, ...]:
     """The grades of a run, from swebench's report of it; a task without a prediction was lost with its episode."""
-    summarise(run)
+    if not run.report_path.exists():
+        summarise(run)
     grades = read_report(run)
-    judged = {row.instance_id for row in grades}
-    without = [task.instance_id for task in tasks if task.instance_id not in judged]
+    without = sorted({task.instance_id for task in tasks} - {row.instance_id for row in grades})
     lost = sum(row.status is Status.INFRASTRUCTURE for row in grades)
     tail = f", {lost} {LOST}: the same call tries them again" if lost else ""
     tail += f"; {len(without)} tasks have no prediction" if without else ""
     log(f"{name}: {sum(row.resolved for row in grades)} of {len(grades)} resolved{tail}")
-    grades += [Grade(name, Status.INFRASTRUCTURE, detail="no prediction: its episode was lost") for name in without]
+    grades += [Grade(one, Status.INFRASTRUCTURE, detail="no prediction: its episode was lost") for one in without]
     return tuple(sorted(grades, key=lambda row: row.instance_id))
 
 

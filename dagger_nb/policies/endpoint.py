@@ -247,13 +247,13 @@ class EndpointPolicy:
     async def _ping(self, body: Mapping[str, Any]) -> Failure | None:
         """Ask a small question in the same way; why it was not answered, or None."""
         asked = {**body, "messages": styles.render(PING, self.settings.style)}
-        failure = None
         try:
             await self._try(digest({"revision": self.settings.revision, **asked}), asked)
-        except Failure as caught:
-            failure = caught
-        self._replies += failure is None or failure.billed
-        return failure
+        except Failure as failure:
+            self._replies += failure.billed
+            return failure
+        self._replies += 1
+        return None
 
     async def _final(self, failure: Failure, body: Mapping[str, Any]) -> PolicyError | EnvironmentProblem:
         """What a call that is given up raises: of this request alone, or of an endpoint that serves nobody."""

@@ -160,7 +160,7 @@ class Shelf:
             return reason(error)
         return "" if self.identity(image) else "the pull ended without the image"
 
-    def _sizes(self) -> dict[str, Size]:
+    def _sizes(self) -> dict[str, _Size]:
         """Pulled image -> its size, the least recently used first."""
         images = {image: self.identity(image) for image in self._book.oldest_first()}
         for image in [image for image, found in images.items() if not found]:  # removed by hand
@@ -239,7 +239,7 @@ class _Tally:
 
 
 @dataclass(frozen=True, slots=True)
-class Size:
+class _Size:
     """Bytes of one image: its own, and those of the layers that other images have too, which `stem` names."""
 
     own: int
@@ -247,9 +247,9 @@ class Size:
     stem: tuple[str, ...]
 
 
-def _size(row: Mapping[str, int], stem: tuple[str, ...]) -> Size:
+def _size(row: Mapping[str, int], stem: tuple[str, ...]) -> _Size:
     shared = max(row["SharedSize"], 0)  # -1: not computed
-    return Size(row["Size"] - shared, shared, stem)
+    return _Size(row["Size"] - shared, shared, stem)
 
 
 def _stems(chains: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
@@ -263,7 +263,7 @@ def _stems(chains: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
     return {name: max((run for run in each if begun[run] > 1), default=(), key=len) for name, each in runs.items()}
 
 
-def _disk(sizes: Iterable[Size]) -> int:
+def _disk(sizes: Iterable[_Size]) -> int:
     """Bytes of images: what each has alone, and what some share, once for each stem.
 
     Layers below several stems at which no image of these branches off count for each of them: it is a little too much.
