@@ -64,13 +64,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _reproduce(options: argparse.Namespace) -> int:
-    from dagger_nb import paths, report, runner
+    from dagger_nb import paths, report, reproduction
 
     values = _values(options)
     _refuse_unready(values)
     limit_s = _limit_s(options, values)
     profile, seed, overrides = values.pop("profile"), values.pop("seed"), values.get("overrides", {})
-    done = runner.reproduce(profile, seed, values, timeout_s=limit_s, force=options.force, say=_say)
+    done = reproduction.reproduce(profile, seed, values, timeout_s=limit_s, force=options.force, say=_say)
     folder, tables = paths.report_folder(profile, seed, overrides), paths.result_folder(profile, seed, overrides)
     title = f"dagger-nb: profile {profile}, seed {seed}"
     title += "".join(f", {name} = {value!r}" for name, value in overrides.items())

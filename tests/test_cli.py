@@ -15,7 +15,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from dagger_nb import checks, cli, config, doctor, paths, provenance, readiness, runner, store
+from dagger_nb import checks, cli, config, doctor, paths, provenance, readiness, reproduction, store
 
 Capture = pytest.CaptureFixture[str]
 
@@ -147,13 +147,13 @@ def _raise(error: BaseException) -> object:
 def test_interrupts_and_full_disks_are_told(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture, error: BaseException, code: int, said: str
 ) -> None:
-    monkeypatch.setattr(runner, "reproduce", _raise(error))
+    monkeypatch.setattr(reproduction, "reproduce", _raise(error))
     assert cli.main(["reproduce"]) == code
     assert said in capsys.readouterr().err
 
 
 def test_a_mistake_in_the_program_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "reproduce", _raise(FileNotFoundError(errno.ENOENT, "a bug")))
+    monkeypatch.setattr(reproduction, "reproduce", _raise(FileNotFoundError(errno.ENOENT, "a bug")))
     with pytest.raises(FileNotFoundError):
         cli.main(["reproduce"])
 

@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from dagger_nb import paths, report, runner
+from dagger_nb import paths, report, reproduction, runner
 from dagger_nb.errors import ConfigError, DataError
 from dagger_nb.evaluation.grades import LOST
 
@@ -157,14 +157,14 @@ def test_a_missing_or_torn_notebook_is_explained(tmp_path: Path) -> None:
 @pytest.fixture
 def two_books(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[bool]]:
     """Two notebooks that write down each run; calling it reproduces them and says which were skipped."""
-    monkeypatch.setattr(runner, "inputs_digest", lambda: "a package that nobody edits meanwhile")
+    monkeypatch.setattr(reproduction, "inputs_digest", lambda: "a package that nobody edits meanwhile")
     log = f"open({str(tmp_path / 'log')!r}, 'a').write"
     notebook(tmp_path / "books" / "00_a.ipynb", f"{log}('a')")
     only_seed = ("seed: int = 0  # root seed",)
     notebook(tmp_path / "books" / "01_b.ipynb", f"{log}('b')", parameters=only_seed)
 
     def reproduce(seed: int = 0, **options: object) -> list[bool]:
-        results = runner.reproduce(
+        results = reproduction.reproduce(
             "smoke", seed, folder=tmp_path / "books", output=tmp_path / "out", say=silent, **options
         )
         return [result.skipped for result in results]
@@ -209,18 +209,18 @@ def test_a_changed_package_or_input_is_noticed(tmp_path: Path, monkeypatch: pyte
     data = tmp_path / "data"
     (data / "runs").mkdir(parents=True)
     (data / "base").mkdir()
-    monkeypatch.setattr(runner.paths, "data", lambda: data)
-    monkeypatch.setattr(runner, "__file__", str(tmp_path / "package" / "runner.py"))
-    seen = [runner.inputs_digest()]
+    monkeypatch.setattr(reproduction.paths, "data", lambda: data)
+    monkeypatch.setattr(reproduction, "__file__", str(tmp_path / "package" / "runner.py"))
+    seen = [reproduction.inputs_digest()]
     for name in ("data/base/weights.bin", "package/module.py", "package/template.jinja"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("content")
-        seen.append(runner.inputs_digest())
+        seen.append(reproduction.inputs_digest())
     assert len(set(seen)) == 4
     for name in ("runs/written.jsonl", "cache/observations.sqlite", "answers/answers.sqlite", "results/outcomes.csv"):
         (data / name).parent.mkdir(exist_ok=True)
         (data / name).write_text("by a run")
-        assert runner.inputs_digest() == seen[-1], name
+        assert reproduction.inputs_digest() == seen[-1], name
 
 
 def test_force_runs_again(two_books: Callable) -> None:
@@ -232,7 +232,7 @@ def test_a_parameter_that_no_notebook_takes_stops_before_the_first(tmp_path: Pat
     with pytest.raises(ConfigError, match="did you mean 'rate'"):
         two_books(parameters={"rat": 0.1})
     with pytest.raises(ConfigError, match="no notebooks"):
-        runner.reproduce("smoke", 0, folder=tmp_path / "nowhere", output=tmp_path / "out", say=silent)
+        reproduction.reproduce("smoke", 0, folder=tmp_path / "nowhere", output=tmp_path / "out", say=silent)
     assert not (tmp_path / "log").exists()
 
 
@@ -245,8 +245,9 @@ def test_a_killed_reproduction_goes_on_with_the_unfinished_notebook(tmp_path: Pa
         books / "01_b.ipynb", write % "b", f"open({str(tmp_path / 'kernel')!r}, 'w').write(str(os.getpid()))", wait
     )
     code = (
-        "from pathlib import Path\nfrom dagger_nb import runner\nrunner.inputs_digest = lambda: 'unchanged'\n"
-        f"runner.reproduce('tiny', 0, folder=Path({str(books)!r}), output=Path({str(out)!r}))"
+        "from pathlib import Path\nfrom dagger_nb import reproduction\n"
+        "reproduction.inputs_digest = lambda: 'unchanged'\n"
+        f"reproduction.reproduce('tiny', 0, folder=Path({str(books)!r}), output=Path({str(out)!r}))"
     )
     environment = os.environ | {"PYTHONPATH": str(paths.project())}
     first = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.DEVNULL)

@@ -20,7 +20,7 @@ import nbformat
 import pytest
 from servers import KEY, MODEL, PRICES, running, usage_of, whole
 
-from dagger_nb import cli, config, paths, report, results, runner
+from dagger_nb import cli, config, paths, report, reproduction, results, runner
 from dagger_nb.crew import executor
 from dagger_nb.experiment import EXAMS, Experiment
 from dagger_nb.labelling import tally
@@ -85,7 +85,7 @@ def story(engine, home) -> Iterator[Story]:
         overrides = OVERRIDES | {"serving.python": engine.python, "teacher.endpoint": server.url}
         settings = config.load("smoke", overrides)
         done = killed(overrides, settings)
-        notebooks = runner.reproduce("smoke", 0, {"overrides": overrides})
+        notebooks = reproduction.reproduce("smoke", 0, {"overrides": overrides})
         yield Story(overrides, settings, done, notebooks, server.count())
 
 
