@@ -38,8 +38,11 @@ def memory_table(settings: Settings) -> pd.DataFrame:
 
 
 def fits(settings: Settings) -> list[str]:
-    """For each known GPU, in words: that the profile fits and how many mean episodes its caches hold, or why not."""
-    return [f"{name}: {_fit(settings, gpu)}" for name, gpu in scale.gpus().items()]
+    """For known GPUs, in words: that the profile fits and how many mean episodes the caches hold, or why not."""
+    alike: dict[str, list[str]] = {}
+    for name, gpu in scale.gpus().items():
+        alike.setdefault(_fit(settings, gpu), []).append(name)
+    return [f"{', '.join(names)}: {found}" for found, names in alike.items()]
 
 
 def _fit(settings: Settings, gpu: scale.Gpu) -> str:

@@ -95,9 +95,11 @@ def _rates(settings: Settings) -> tuple[Rates, str]:
     if not settings.served:
         measured = read_json(rates_file())
         return measured["rates"], measured["source"]
-    here = local_gpus()
-    gpu = scale.gpu_like(here[0].name if here else "")
-    source = f"ASSUMED for profile {settings.profile} on one {gpu.name} (data/plan/scale.json)"
+    name = next((gpu.name for gpu in local_gpus()), scale.DEFAULT_GPU)
+    known = scale.known_gpu(name)
+    gpu = known or scale.gpus()[scale.DEFAULT_GPU]
+    missing = "" if known else f", which has no row for this machine's {name}"
+    source = f"ASSUMED for profile {settings.profile} on one {gpu.name} (data/plan/scale.json{missing})"
     return scale.rates(settings, gpu), source
 
 

@@ -77,14 +77,14 @@ def value(name: str) -> float:
 
 
 def gpus() -> dict[str, Gpu]:
-    """The GPUs that a plan is made for, by name."""
+    """The GPUs that a plan can be made for, by name."""
     return {name: Gpu(name, **numbers) for name, numbers in _data()["gpus"].items()}
 
 
-def gpu_like(name: str) -> Gpu:
-    """The known GPU that a device's name begins with, else the default one."""
+def known_gpu(name: str) -> Gpu | None:
+    """The known GPU whose name a device's begins with, the longest such; None where there is none."""
     known = gpus()
-    return next((known[each] for each in known if name.startswith(each)), known[DEFAULT_GPU])
+    return known.get(max((each for each in known if name.startswith(each)), key=len, default=""))
 
 
 def episode(settings: Settings) -> Episode:

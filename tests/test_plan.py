@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dagger_nb import config, footprint, needs, plan, rates, results, scale, shapes, usage
+from dagger_nb import config, footprint, gpus, needs, plan, rates, results, scale, shapes, usage
 from dagger_nb.errors import ConfigError, DataError
 from dagger_nb.experiment import EXAMS, Experiment
 from dagger_nb.fleet import Fleet, progress_line
@@ -190,6 +190,29 @@ def test_a_served_plan_says_that_its_rates_are_assumed_and_where_from():
     ):
         assert part in text
     assert "GB are kept" not in str(plan.plan(config.load("qwen3-4b", {"sandbox.images_gb": 1e6})))
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("NVIDIA H100 80GB HBM3", "NVIDIA H100 80GB"),
+        ("NVIDIA H100 PCIe", "NVIDIA H100 PCIe"),
+        ("NVIDIA H200 NVL", "NVIDIA H200 NVL"),
+        ("NVIDIA H200", "NVIDIA H200"),
+        ("NVIDIA A100-SXM4-40GB", None),
+    ],
+)
+def test_a_plan_takes_the_rates_of_this_machines_gpu_and_says_where_it_has_none(name, row, monkeypatch):
+    monkeypatch.setattr(plan, "local_gpus", lambda: [gpus.LocalGpu(name, 80e9, "1"), gpus.LocalGpu("other", 1e9, "1")])
+    source = plan.plan(config.load("qwen3-4b")).source
+    assert f"on one {row or 'NVIDIA H200'} (" in source
+    assert ("no row for this machine's" in source) == (row is None)
+
+
+def test_a_slower_gpu_takes_longer():
+    settings = config.load("qwen3-4b", {"teacher.endpoint": "http://localhost:1/v1"})
+    sxm, pcie = scale.gpus()["NVIDIA H100 80GB"], scale.gpus()["NVIDIA H100 PCIe"]
+    assert scale.train_seconds(settings, pcie) == pytest.approx(scale.train_seconds(settings, sxm) * 989 / 756)
 
 
 def test_a_turn_of_one_model_follows_its_formula():
