@@ -106,6 +106,7 @@ def test_a_server_inherits_nobodys_key(monkeypatch):
     """vLLM would ask for it, and the students' calls carry none."""
     monkeypatch.setenv("VLLM_API_KEY", "secret")
     monkeypatch.setenv("TEACHER_API_KEY", "secret")
+    monkeypatch.setenv("HF_TOKEN", "secret")
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "3")
     given = engine.environment(CPU)
     assert "secret" not in given.values() and given["VLLM_CPU_KVCACHE_SPACE"] == "3"

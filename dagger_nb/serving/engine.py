@@ -136,7 +136,7 @@ def _flags(model: ServedModel, engine: Engine) -> list[str]:
 
 def environment(engine: Engine) -> dict[str, str]:
     """Our environment for the engine: no network, no statistics sent, nothing of our own interpreter's, and no key."""
-    ours = {name: value for name, value in os.environ.items() if name not in _OURS and not name.endswith("_API_KEY")}
+    ours = {name: value for name, value in os.environ.items() if name not in _OURS and not name.endswith(_SECRETS)}
     wanted = {
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
         "VLLM_NO_USAGE_STATS": "1",
@@ -149,6 +149,7 @@ def environment(engine: Engine) -> dict[str, str]:
 
 
 _OURS = ("PYTHONPATH", "PYTHONHOME")
+_SECRETS = ("_KEY", "_TOKEN", "_SECRET", "_PASSWORD")
 _CPU_DEFAULTS: Mapping[str, str] = {
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # other processes may share the cores
