@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import importlib.metadata
 import os
 import re
 import shutil
@@ -17,6 +18,7 @@ from pathlib import Path
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
@@ -35,6 +37,12 @@ def _lock() -> dict[str, str]:
     lines = (ROOT / "requirements.lock").read_text().splitlines()
     pairs = (line.split("==") for line in lines if line and not line.startswith("#"))
     return {canonicalize_name(name): version for name, version in pairs}
+
+
+def _frozen() -> dict[str, str]:
+    """Name -> version of what is installed here."""
+    frozen = subprocess.run([sys.executable, "-m", "pip", "freeze"], capture_output=True, text=True, check=True).stdout
+    return dict(line.split("==") for line in frozen.splitlines() if "==" in line)
 
 
 def _conda() -> tuple[list[str], list[str]]:
@@ -80,10 +88,17 @@ def test_the_lock_meets_every_bound_and_names_no_index() -> None:
     assert "://" not in text and "--hash" not in text
 
 
+def test_the_lock_installs_on_the_oldest_python_that_is_promised() -> None:
+    """The newest version of a package may ask for a newer Python than the project does."""
+    (floor,) = (bound.version for bound in SpecifierSet(PROJECT["requires-python"]) if bound.operator == ">=")
+    for name in _lock().keys() & set(map(canonicalize_name, _frozen())):
+        asked = importlib.metadata.metadata(name)["Requires-Python"] or ""
+        assert f"{floor}.0" in SpecifierSet(asked), f"lock an older {name}: this one asks for Python {asked}"
+
+
 def test_what_is_installed_is_what_the_lock_names() -> None:
     """The tests speak of the shipped versions only if they run on them."""
-    frozen = subprocess.run([sys.executable, "-m", "pip", "freeze"], capture_output=True, text=True, check=True).stdout
-    installed = dict(line.split("==") for line in frozen.splitlines() if "==" in line)
+    installed = _frozen()
     for name in ("torch", "transformers", "peft", "bitsandbytes", "swebench", "papermill"):
         assert installed[name].partition("+")[0] == _lock()[name], name
 
