@@ -171,7 +171,7 @@ class SandboxSettings:
     image: str = ""  # for tasks that bring their files; empty: one made of this machine's own Python, git and bash
     cpus: Rate = 4.0
     memory_gb: Rate = 16.0
-    processes: Positive = 512
+    processes: Positive = 8192  # threads count; libraries start one for each processor of the host, several times over
     images_gb: Rate = 200.0  # disk that pulled images may take before the least recently used are removed
 
 

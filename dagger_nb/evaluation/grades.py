@@ -17,7 +17,7 @@ from dagger_nb.errors import DataError
 from dagger_nb.evaluation.predictions import patch_hash
 from dagger_nb.records import Task, digest
 
-GRADER = 3  # raise it when a verdict may change: grades of an older grader are then made again
+GRADER = 4  # raise it when a verdict may change: grades of an older grader are then made again
 LOST = "lost to the infrastructure"  # said of what a later call tries again, and looked for by `reproduction`
 LOG = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from common import PATIENT_S
+from common import HOSTILE, PATIENT_S
 from images import git, load, of_folder, of_task
 
 from dagger_nb.errors import SandboxError
@@ -134,6 +134,27 @@ def test_commands_run_in_what_the_image_s_bashrc_sets_up(factory, images, reposi
 def test_the_image_s_user_runs_commands(factory, images, repository):
     with factory.open(task(images["user"], repository[1])) as sandbox:
         assert sandbox.run("id -un; touch /testbed/mine && ls -l /etc/passwd > /dev/null; touch /etc/x").exit_code == 1
+
+
+def test_an_image_s_root_is_the_root_that_its_tests_were_made_with(factory, images, repository):
+    """They unlink in folders that are read-only, give files away, and run as another user."""
+    steps = (
+        "mkdir ro && touch ro/f && chmod 555 ro && rm ro/f",
+        "touch secret && chmod 000 secret && cat secret",
+        "touch theirs; python -c 'import os; os.chown(\"theirs\", 1000, 1000)' && chmod 600 theirs && echo x >> theirs",
+        'python -c \'import os; os.setgid(1000); os.setuid(1000); open("/etc/x", "w")\' 2>&1 | grep -q Permission',
+    )
+    with factory.open(task(images["careless"], repository[1])) as sandbox:
+        for step in steps:
+            assert sandbox.run(step, PATIENT_S).exit_code == 0, step
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_program_fails_as_an_image_s_root_too(factory, images, repository, name):
+    with factory.open(task(images["careless"], repository[1])) as sandbox:
+        assert sandbox.run("id -u").output == "0"
+        sandbox.write("evil.py", HOSTILE[name])
+        assert sandbox.run("python evil.py", PATIENT_S).exit_code == 1
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,13 @@ import pickle
 import time
 
 import pytest
-from common import FILES, PATIENT_S, TASK
+from common import FILES, HOSTILE, OF_ROOT, PATIENT_S, TASK
 
 from dagger_nb import scaffold
 from dagger_nb.errors import SandboxError
 from dagger_nb.records import Action
 from dagger_nb.sandboxes import Sandbox, SandboxFactory
+from dagger_nb.sandboxes.containers.container import FILE_BYTES
 
 
 @pytest.fixture
@@ -233,27 +234,10 @@ def test_a_fork_bomb_is_held_and_the_sandbox_goes_on(sandbox):
 
 # --- isolation --------------------------------------------------------------------------------------------
 
-HOSTILE = {
-    "network": "import socket; socket.create_connection(('1.1.1.1', 53), 3)",
-    "name server": "import socket; socket.getaddrinfo('example.org', 80)",
-    "docker socket": "open('/var/run/docker.sock')",
-    "raw disk": "import os; os.mknod('/tmp/disk', 0o60600, os.makedev(8, 0)); open('/tmp/disk', 'rb').read(1)",
-    "kernel memory": "open('/dev/mem', 'rb').read(1)",
-    "kernel settings": "open('/proc/sys/kernel/hostname', 'w').write('x')",
-    "sysrq": "open('/proc/sysrq-trigger', 'w').write('h')",
-    "mount": "import ctypes, os; l = ctypes.CDLL(None, use_errno=True); "
-    "os._exit(0) if l.mount(b'none', b'/tmp', b'tmpfs', 0, None) == 0 else exit(1)",
-    "become root": "import os; os.setuid(0)",
-    "own the root": "open('/etc/evil', 'w')",
-    "user namespace as root": "import os, ctypes; l = ctypes.CDLL(None, use_errno=True); "
-    "os._exit(0) if l.unshare(0x10000000 | 0x00020000) == 0 else exit(1)",
-    "other processes": "import os; exit(len([p for p in os.listdir('/proc') if p.isdigit()]) < 8)",
-}
 
-
-@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("name", HOSTILE | OF_ROOT)
 def test_a_hostile_program_fails(sandbox, name):
-    sandbox.write("evil.py", HOSTILE[name])
+    sandbox.write("evil.py", (HOSTILE | OF_ROOT)[name])
     assert sandbox.run("python evil.py", PATIENT_S).exit_code == 1
 
 
@@ -262,6 +246,25 @@ def test_who_runs_and_with_which_rights(sandbox):
     lines = [line.split()[-1] for line in status.split("\n")]
     assert lines[:5] == ["0" * 16, "0" * 16, "1", "2", "1000"]
     assert lines[5:] == ["lo"]
+
+
+def test_the_loopback_has_its_names(sandbox):
+    """Django's live server, and every test that binds `localhost`, needs them."""
+    serve = "import socket; socket.create_server(('localhost', 0)); print(socket.gethostbyname(socket.gethostname()))"
+    sandbox.write("serve.py", serve)
+    assert said(sandbox, "python serve.py; hostname") == "127.0.0.1\ntestbed"
+
+
+def test_what_is_too_large_for_a_patch_is_no_failure_of_the_infrastructure(sandbox, caplog):
+    sandbox.run("head -c 80M /dev/urandom > big.bin", PATIENT_S)
+    assert sandbox.diff() == "" and "more than 32 MB of changes" in caplog.text
+    sandbox.run("rm big.bin; echo new > note", PATIENT_S)
+    assert "+++ b/note" in sandbox.diff()
+
+
+def test_a_file_without_end_is_ended(sandbox):
+    """Its limit is the daemon's to keep; here it is only asked whether it was set."""
+    assert said(sandbox, "ulimit -f") == str(FILE_BYTES // 1024)
 
 
 def test_the_daemon_was_asked_for_what_the_guarantees_say(factory, client):

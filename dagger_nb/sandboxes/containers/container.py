@@ -14,7 +14,7 @@ from __future__ import annotations
 import errno
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import docker
@@ -30,6 +30,11 @@ GB = 1_000_000_000
 LIFETIME_S = 86_400  # a container ends by itself after a day, whatever became of its owner
 GRACE_S = 30.0  # from the end of a command's processes to the end of its output
 ARGUMENT_BYTES = 131_000  # Linux takes at most 128 KiB in one argument
+FILE_BYTES = 8 * GB  # of one file: a program that prints without end into one is ended
+HOSTNAME = "testbed"  # as in the local sandbox
+# What root has over its container's own files and processes. SWE-bench's expected outcomes were made with it: tests
+# unlink in folders that are read-only, give files away, and run parts as another user.
+ROOTS = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID")
 KILLED = 137  # exit code of what SIGKILL ended
 _MEMORY_EVENTS = ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control")  # cgroup 2 and 1
 NO_TESTBED = 126  # exit code of a command where there is no /testbed to run it in
@@ -196,7 +201,7 @@ def start(
             entrypoint=[],
             user=user,
             labels=dict(labels),
-            network_disabled=True,
+            hostname=HOSTNAME,
             host_config=dict(limits),
         )["Id"]
         try:
@@ -209,18 +214,25 @@ def start(
     return Container(client, identity, user, environment)
 
 
-def host_config(client: docker.DockerClient, settings: SandboxSettings, processors: int) -> dict[str, object]:
-    """What the daemon is asked to hold; it refuses more than its `processors`, so they are cut to what is there."""
+def host_config(
+    client: docker.DockerClient, settings: SandboxSettings, processors: int, capabilities: Sequence[str] = ()
+) -> dict[str, object]:
+    """What the daemon is asked to hold; it refuses more than its `processors`, so they are cut to what is there.
+
+    Without a network the daemon still writes /etc/hosts: `localhost` and the container's own name are the loopback.
+    """
     memory = int(settings.memory_gb * GB)
     return client.api.create_host_config(
         network_mode="none",
+        extra_hosts={HOSTNAME: "127.0.0.1"},
         mem_limit=memory,
         memswap_limit=memory,  # memory and swap together: no swap
         nano_cpus=int(min(settings.cpus, processors) * 1e9),
         pids_limit=settings.processes,
         cap_drop=["ALL"],
+        cap_add=list(capabilities),
         security_opt=["no-new-privileges"],
         ipc_mode="private",
-        ulimits=[Ulimit(name="core", soft=0, hard=0)],
+        ulimits=[Ulimit(name="core", soft=0, hard=0), Ulimit(name="fsize", soft=FILE_BYTES, hard=FILE_BYTES)],
         log_config=LogConfig(type="none"),
     )

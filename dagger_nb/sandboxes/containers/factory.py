@@ -7,7 +7,7 @@ Covered (`guarantees()` says how each is held by the daemon at hand):
 - equal observations: the environment of the local sandbox, and `canonical`.
 
 Not covered:
-- disk: a container writes to the daemon's disk without limit, unless its storage driver has quotas;
+- disk: a container writes any number of files to the daemon's disk, unless its storage driver has quotas;
 - what lies outside /testbed, staging and commits last from command to command (in the local sandbox they end
   with their command); the patch contains the tree alone, as everywhere;
 - holes in the kernel, which containers share with their host.
@@ -24,7 +24,15 @@ from dagger_nb.errors import SandboxError
 from dagger_nb.records import Task
 from dagger_nb.sandboxes.containers import archives, host_image, lease, protections, workspace
 from dagger_nb.sandboxes.containers.book import Book
-from dagger_nb.sandboxes.containers.container import ARGUMENT_BYTES, NO_TESTBED, Container, Ended, host_config, start
+from dagger_nb.sandboxes.containers.container import (
+    ARGUMENT_BYTES,
+    NO_TESTBED,
+    ROOTS,
+    Container,
+    Ended,
+    host_config,
+    start,
+)
 from dagger_nb.sandboxes.containers.errors import connect, explained
 from dagger_nb.sandboxes.containers.shelf import Shelf
 from dagger_nb.sandboxes.containers.workspace import Start
@@ -127,7 +135,9 @@ class DockerFactory:
         self._client = connect()
         with explained("asking the daemon what it can hold"):
             self._daemon = self._client.info()
-        self._limits = host_config(self._client, settings, self._daemon["NCPU"])
+        processors = self._daemon["NCPU"]
+        self._limits = host_config(self._client, settings, processors)  # of a container that a user of ours works in
+        self._images_limits = host_config(self._client, settings, processors, ROOTS)  # and of one with its image's
         self._shelf = Shelf(self._client, settings.images_gb, Book(book))
         self._labels = {lease.LABEL: lease.owner().label(), lease.FACTORY_LABEL: uuid.uuid4().hex}
         self._files_image, self._lock = "", threading.Lock()
@@ -190,9 +200,11 @@ class DockerFactory:
         return DockerSandbox(self, container, begin)
 
     def _start(self, image: str, archive: bytes, user: str, environment: dict[str, str]) -> Container:
+        """A container of the image; the image's own user works in it where none is named."""
         self._shelf.need(image)
+        limits = self._limits if user else self._images_limits
         return start(
-            self._client, image, self._limits, user=user, environment=environment, labels=self._labels, archive=archive
+            self._client, image, limits, user=user, environment=environment, labels=self._labels, archive=archive
         )
 
     def _image_for_files(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from dagger_nb.sandboxes.containers.container import FILE_BYTES, GB
 from dagger_nb.sandboxes.limits import READ_FACTOR
 from dagger_nb.settings import SandboxSettings
 
@@ -21,11 +22,11 @@ def of(daemon: Mapping[str, Any], settings: SandboxSettings, output_bytes: int) 
         "privileges": _privileges(daemon.get("SecurityOptions") or ()),
         "memory": _kept(daemon["MemoryLimit"], f"{settings.memory_gb:g} GB for the container")
         + ("" if daemon["SwapLimit"] else "; swap comes on top where the host has any"),
-        "processes": _kept(daemon["PidsLimit"], f"{settings.processes} in the container"),
+        "processes": _kept(daemon["PidsLimit"], f"{settings.processes} in the container, threads counted"),
         "cpus": _kept(daemon["CpuCfsQuota"], f"{cpus:g} processors' time"),
         "wall time": "held: at its limit the container is restarted, which ends every process in it",
         "output": f"held: {output_bytes} bytes seen, {output_bytes * READ_FACTOR} read",
-        "disk": "NOT held: a container writes to the daemon's disk as long as there is room",
+        "disk": f"NOT held: files of {FILE_BYTES // GB} GB at the most, but as many as the daemon's disk has room for",
     }
 
 
@@ -35,7 +36,7 @@ def _kept(able: bool, what: str) -> str:
 
 def _privileges(options: tuple[str, ...]) -> str:
     names = {part.partition("=")[2] for option in options for part in option.split(",") if part.startswith("name=")}
-    base = "no capabilities, no new privileges, never privileged"
+    base = "no capabilities but an image's root's over its files and processes, no new privileges, never privileged"
     if names & {"rootless", "userns"}:
         return f"held: {base}; root inside is nobody outside"
     if "seccomp" not in names:

@@ -25,7 +25,8 @@ from dagger_nb.sandboxes.snapshot import ROOT, Snapshot
 from dagger_nb.sandboxes.view import environment
 
 LOG = logging.getLogger(__name__)
-READ_BYTES = 256 << 20  # of a file or a patch
+READ_BYTES = 256 << 20  # of a file
+PATCH_BYTES = 32 << 20
 SCRIPT_S = 600.0  # wall clock of one script; stripping a large repository takes some seconds
 
 _REMOVED = (NO_START, NO_TESTBED, NO_PROGRAM)  # exit codes of a script that lacks what every image had at first
@@ -117,13 +118,19 @@ def write(container: Container, path: str, text: str) -> None:
 def diff(container: Container, start: str) -> str:
     """The patch from tree `start` to the tree as it is, untracked files included, ignored ones not.
 
-    A changed file that is not UTF-8 makes git's binary form of them all; empty where commands have removed what it is
-    made with. Raises SandboxError: git failed.
+    A changed file that is not UTF-8 makes git's binary form of them all. The patch is empty where commands have removed
+    what it is made with, or have left more than there is room, time or memory for: that is the episode's own doing.
+
+    Raises:
+        SandboxError: git failed.
     """
     for attributes in (_ATTRIBUTES, f"{_ATTRIBUTES} -diff"):
-        ended = container.run(script(DIFF, start=start, attributes=attributes), SCRIPT_S, READ_BYTES)
+        ended = container.run(script(DIFF, start=start, attributes=attributes), SCRIPT_S, PATCH_BYTES)
         if ended.exit_code in _REMOVED:
             LOG.warning("git or /testbed was removed by the episode's own commands: its patch is empty")
+            return ""
+        if ended.overflow or ended.timed_out or ended.memory:
+            LOG.warning("the episode left more than %d MB of changes, or too much to read: no patch", PATCH_BYTES >> 20)
             return ""
         if ended.exit_code != 0:
             words = ended.output[-500:].decode(errors="replace")
