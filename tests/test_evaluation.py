@@ -514,6 +514,29 @@ def test_the_harness_reads_our_folder_and_we_read_its_report(tmp_path, monkeypat
     assert line[-4:] == ["--instance", "lost", "--instance", "torn"]
 
 
+def test_a_report_of_a_container_that_had_ended_is_no_verdict(tmp_path):
+    """swebench writes one: not resolved, without a status of any test, as where a patch broke them all."""
+    names = ("ended", "silent", "told")
+    tasks = [dataclasses.replace(TASK, instance_id=name) for name in names]
+    run = harness.write_inputs(tmp_path, tasks, [Prediction(name, "m", "x\n") for name in names])
+    for name, after in (
+        ("ended", "cannot exec in a stopped state: unknown"),
+        ("silent", ""),
+        ("told", "diff --git a/x"),
+    ):
+        log = f"- Git diff before:\ndiff --git a/x\n- Git diff after:\n{after}\n- report: is not running\n"
+        _put(run.log_folder(name) / "run_instance.log", log)
+        _put(run.log_folder(name) / "report.json", json.dumps({name: {"resolved": False}}))
+    assert harness.unjudged(run) == ["ended"] and not (run.log_folder("ended") / "report.json").exists()
+
+
+def test_the_containers_of_two_folders_have_names_of_their_own(tmp_path):
+    """swebench removes those of a run's name before it begins, and another folder's may be at work."""
+    rows = [Prediction(TASK.instance_id, "gold", "x\n")]
+    runs = [harness.write_inputs(tmp_path / name, [TASK], rows) for name in ("a", "b", "a")]
+    assert runs[0].run_id == runs[2].run_id != runs[1].run_id
+
+
 def _put(path, text):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -29,6 +30,8 @@ PREDICTIONS = "predictions.jsonl"
 PARTS = "parts"  # below a run's folder: swebench's reports of some of its instances, which nobody reads
 _TIMED_OUT = "Test timed out after"
 _NO_TEXT = "UnicodeDecodeError: 'utf-8' codec can't decode"  # of the tree's diff, before the tests
+# In the place of the tree's diff after the tests: the daemon's word that the container is over. No test prints there.
+_ENDED = re.compile(r"Git diff after:\n.*(stopped state|is not running|OCI runtime exec failed|[Nn]o such container)")
 _SUMMARY = """
 import json, pathlib, sys
 from swebench.harness.reporting import make_run_report
@@ -62,7 +65,8 @@ class HarnessRun:
 def write_inputs(folder: Path, tasks: Sequence[Task], predictions: Sequence[Prediction]) -> HarnessRun:
     """Write instances and predictions of one model as the command line reads them.
 
-    The run id names both: swebench keeps reports by it and would take an old one for a changed test as well.
+    The run id names both: swebench keeps reports by it and would take an old one for a changed test as well. It names
+    the folder too, because swebench names containers by it and removes those of that name that it finds.
 
     Raises:
         DataError: no predictions, several models, or a prediction for an instance that is not among `tasks`.
@@ -75,7 +79,8 @@ def write_inputs(folder: Path, tasks: Sequence[Task], predictions: Sequence[Pred
     write_predictions(folder / PREDICTIONS, predictions)
     rows = [task.to_instance() for task in sorted(tasks, key=lambda task: task.instance_id)]
     (folder / DATASET).write_text(json.dumps(rows, indent=1, sort_keys=True) + "\n", encoding="ascii")
-    return HarnessRun(folder, run_id(predictions, name=f"dagger-nb-{digest(rows)[:8]}"), models[0])
+    name = f"dagger-nb-{digest([str(folder.resolve()), rows])[:8]}"
+    return HarnessRun(folder, run_id(predictions, name=name), models[0])
 
 
 def command(run: HarnessRun, *, workers: int, timeout_s: int = 1800, instances: Sequence[str] = ()) -> list[str]:
@@ -89,7 +94,7 @@ def command(run: HarnessRun, *, workers: int, timeout_s: int = 1800, instances: 
 def unjudged(run: HarnessRun) -> list[str]:
     """The instances that have no verdict yet, sorted: not started, interrupted, or lost to the infrastructure.
 
-    A report that was cut short is removed, because swebench would take it for a verdict.
+    A report that was cut short, or is of a container that had ended, is removed: swebench would take it for a verdict.
     """
     rows = read_predictions(run.folder / PREDICTIONS)
     return [row.instance_id for row in rows if row.model_patch and not _judged(run, row.instance_id)]
@@ -126,13 +131,15 @@ def read_report(run: HarnessRun) -> list[Grade]:
 def _judged(run: HarnessRun, instance: str) -> bool:
     path = run.log_folder(instance) / LOG_REPORT
     try:
-        json.loads(path.read_text(encoding="utf-8"))
+        row = json.loads(path.read_text(encoding="utf-8"))[instance]
     except FileNotFoundError:
         return _error(run, instance).status is not Status.INFRASTRUCTURE
-    except ValueError:
-        path.unlink()
-        return False
-    return True
+    except (ValueError, KeyError):
+        row = {}
+    if row and ("tests_status" in row or not _ENDED.search(_log(run, instance))):
+        return True
+    path.unlink()
+    return False
 
 
 def _grade(run: HarnessRun, report: dict[str, Any], instance: str) -> Grade:
@@ -149,15 +156,19 @@ def _grade(run: HarnessRun, report: dict[str, Any], instance: str) -> Grade:
 
 
 def _error(run: HarnessRun, instance: str) -> Grade:
-    path = run.log_folder(instance) / LOG_INSTANCE
-    log = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    log = _log(run, instance)
     if APPLY_PATCH_FAIL in log:
         return Grade(instance, Status.PATCH_FAILED, detail="the patch does not apply")
     if _TIMED_OUT in log:
         return Grade(instance, Status.UNRESOLVED, detail="the tests reached the time limit")
     if _NO_TEXT in log:
         return Grade(instance, Status.UNRESOLVED, detail="swebench reads no diff that is not UTF-8")
-    return Grade(instance, Status.INFRASTRUCTURE, detail=f"no report; see {path}")
+    return Grade(instance, Status.INFRASTRUCTURE, detail=f"no report; see {run.log_folder(instance) / LOG_INSTANCE}")
+
+
+def _log(run: HarnessRun, instance: str) -> str:
+    path = run.log_folder(instance) / LOG_INSTANCE
+    return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
 
 def _expected(row: dict[str, Any]) -> dict[str, dict[str, list[str]]]:

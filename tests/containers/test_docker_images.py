@@ -99,6 +99,16 @@ def test_what_is_needed_at_once_is_measured_one_after_the_other(client, registry
         assert all(pool.map(lambda _: shelves[0].prune() and shelves[1].prune(), range(6)))
 
 
+def test_a_daemon_that_cannot_measure_its_disk_costs_no_episode(keep, registry, monkeypatch, caplog):
+    def late() -> None:
+        raise SandboxError("measuring the disk that images take: timed out")
+
+    monkeypatch.setattr(keep, "_measured", late)
+    keep.need(registry.names[0])
+    assert keep.identity(registry.names[0]) and "no image is removed now: measuring" in caplog.text
+    assert keep.prefetch(registry.names[1:3], print) == {} and not keep.identity(registry.names[1])
+
+
 def test_a_registry_that_stumbles_is_asked_again(keep, registry):
     registry.failures[NAMES[1]] = 2
     keep.need(registry.names[1])

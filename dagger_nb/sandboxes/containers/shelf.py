@@ -7,6 +7,7 @@ Only what this project pulled is ever removed (`book`); images that were here be
 
 from __future__ import annotations
 
+import logging
 import re
 import threading
 import time
@@ -23,6 +24,7 @@ from dagger_nb.errors import ImageMissing, PullLimit, SandboxError
 from dagger_nb.sandboxes.containers.book import Book
 from dagger_nb.sandboxes.containers.errors import FAILURES, advice, explained, reason
 
+LOG = logging.getLogger(__name__)
 PARALLEL = 4  # pulls at once in one process; more mostly wait for the same registry and disk
 TRIES = 3
 WAIT_S = 2.0  # before the second try, then four times as long
@@ -62,7 +64,7 @@ class Shelf:
             SandboxError: it is neither here nor to be pulled; the message says why and what to do. PullLimit: not yet.
         """
         if self._fetched(image):
-            self.prune(keep={image})
+            self._tidied({image})
 
     def prefetch(self, images: Iterable[str], log: Log) -> dict[str, SandboxError]:
         """Pull what is missing, in this order and PARALLEL at once; image -> why, for those that could not be had.
@@ -70,13 +72,10 @@ class Shelf:
         It ends early when the budget is full (none of `images` goes for another, so the last ones may overrun it), and
         when so many in a row are lost that it is the registry's doing. `log` is told a line at most every EVERY_S
         seconds, and one at the end where anything was pulled or lost.
-
-        Raises:
-            SandboxError: the daemon fails.
         """
         names, stop = list(dict.fromkeys(images)), threading.Event()
         tally = _Tally(len(names), log)
-        if names and not self.prune(names):
+        if names and not self._tidied(names):
             stop.set()
         with ThreadPoolExecutor(PARALLEL) as pool:
             found = pool.map(lambda name: self._ahead(name, names, stop), names)
@@ -120,11 +119,19 @@ class Shelf:
                 return ("here" if self.identity(image) else "left"), None
             if not self._fetched(image):
                 return "here", None
-            if not self.prune(all_of_them):
+            if not self._tidied(all_of_them):
                 stop.set()
             return "pulled", None
         except SandboxError as error:
             return "lost", error
+
+    def _tidied(self, keep: Collection[str]) -> bool:
+        """`prune`, which no episode fails for; False, too, where the daemon could not measure or remove."""
+        try:
+            return self.prune(keep)
+        except SandboxError as error:
+            LOG.warning("no image is removed now: %s", error)
+            return False
 
     def _fetched(self, image: str) -> bool:
         """See to it that the image is here and its use noted; whether it had to be pulled. Raises SandboxError."""
@@ -154,8 +161,8 @@ class Shelf:
         """Pull once; empty, or the reason why not (the daemon reports most failures inside its answer)."""
         try:
             for line in self._client.api.pull(image, stream=True, decode=True):
-                if "error" in line:
-                    return line["error"]
+                if failed := line.get("errorDetail", {}).get("message") or line.get("error"):
+                    return failed
         except FAILURES as error:
             return reason(error)
         return "" if self.identity(image) else "the pull ended without the image"
@@ -181,11 +188,16 @@ class Shelf:
         return self._layers[found]
 
     def _measured(self) -> list[dict[str, Any]]:
-        """The daemon's images with their sizes. It measures for one at a time, and older ones refuse all others."""
-        deadline = time.monotonic() + MEASURE_S
+        """The daemon's images with their sizes. It measures for one at a time, and older ones refuse all others.
+
+        The SDK's own call has volumes and containers measured too, which may take minutes; an engine before API 1.42
+        does so in any case. From 1.53 on the rows may lie elsewhere.
+        """
+        api, deadline = self._client.api, time.monotonic() + MEASURE_S
         while True:
             try:
-                return self._client.api.df()["Images"] or []
+                found = api._result(api._get(api._url("/system/df"), params={"type": "image", "verbose": 1}), json=True)
+                return found.get("Images") or (found.get("ImageUsage") or {}).get("Items") or []
             except APIError as error:
                 if _BUSY not in reason(error) or time.monotonic() > deadline:
                     raise
