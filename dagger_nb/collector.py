@@ -238,9 +238,9 @@ class _Run:
                 move = await self._move(episode, cast)
                 observation = await _in(self._commands, core.observe, episode, move)
                 core.record(episode, move, observation, self.renderer)
-                self._unanswered = 0
                 core.stop_late(episode, began)
                 self.progress.turn(move.actor, len(move.token_ids))
+            self._unanswered = 0
         except SandboxError as error:
             core.fail(episode, error)
         except PolicyError as error:
@@ -249,7 +249,7 @@ class _Run:
                 self._refuse_more(error)
 
     def _refuse_more(self, error: PolicyError) -> None:
-        """End the run where no episode has come any further, before its models have failed every one."""
+        """End the run where no episode comes to its end, before its models have failed every one."""
         self._unanswered += 1
         if self._unanswered == 2 * self.capacity.sandboxes:
             raise EnvironmentProblem(f"{self._unanswered} episodes in a row ended without an answer, the last: {error}")

@@ -74,6 +74,7 @@ class ServedCrew(Executor):
         self._servers = ExitStack()
         self._up: list[Server] = []  # the student's last
         self._teacher = settings.teacher  # with its address once it is served here
+        self._examined = False  # whether the teacher has shown that it can label
 
     def __enter__(self) -> ServedCrew:
         return self
@@ -176,14 +177,15 @@ class ServedCrew(Executor):
             yield Cast(student, teacher, partial(self._label, teacher), teaching(self.settings), spent)
 
     async def _admitted(self, job: CohortJob) -> None:
-        """Have the teacher examined before images are pulled for hours; its answers are kept, and asked for once."""
+        """Have the teacher examined, once, before images are pulled for hours. Its answers are kept."""
         from dagger_nb.bill import Account
         from dagger_nb.policies.admission import check
 
-        if self._asks:
+        if self._asks and not self._examined:
             async with AsyncExitStack() as stack:
                 policy, _ = await self._labeller(Account(job.run, job.round), stack)
                 await check(policy, **admission(self.settings))
+            self._examined = True
 
     @property
     def _asks(self) -> bool:
@@ -203,6 +205,7 @@ class ServedCrew(Executor):
             jitter=random.Random(self.settings.seed),
             concurrency=self.settings.serving.concurrency,
             check=self._alive,
+            answered=self._examined,
         )
         await stack.enter_async_context(policy)
         return policy, bill.spent

@@ -20,6 +20,7 @@ import socket
 import struct
 import subprocess
 import sys
+import time
 import urllib.request
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping
@@ -29,6 +30,9 @@ from typing import Any
 PARENT = "/cache/models--Org--Snapshot/snapshots/1a2b"
 MODEL, KEY = "teacher", "key-8f3a61c2d9e04b75"
 PRICES = {"prompt": 3.0, "cached": 0.3, "completion": 15.0}  # for a million tokens
+
+
+THOUGHT = 300  # tokens
 
 
 def usage_of(state: int) -> dict[str, int]:
@@ -51,6 +55,10 @@ class Server:
     def mixed(self, per_mille: dict[str, int]) -> None:
         """From now on, each fault in so many of a thousand requests."""
         self._post("mixed", per_mille)
+
+    def limit(self, per_second: float) -> None:
+        """From now on, answer so many requests a second and refuse the others with 429; 0 is no limit."""
+        self._post("limit", per_second)
 
     def count(self) -> dict[str, Any]:
         """The server's own count so far."""
@@ -144,9 +152,14 @@ class _State:
         self.billed = Counter(queries=0, prompt=0, cached=0, completion=0)  # whole replies, usable or not
         self.torn = Counter(queries=0, prompt=0, cached=0, completion=0)  # charged, and never told
         self.requests: deque[dict[str, Any]] = deque(maxlen=20)
+        self.per_second, self.admits_at = 0.0, 0.0
 
     def fault(self, state: int) -> str:
         self.tries[state] += 1
+        if self.per_second:
+            if time.monotonic() < self.admits_at:
+                return "429"
+            self.admits_at = time.monotonic() + 1 / self.per_second
         if self.queue:
             return self.queue.popleft()
         drawn = int(hashlib.sha256(f"{state}/{self.tries[state]}".encode()).hexdigest()[:8], 16) % 1000
@@ -187,6 +200,9 @@ async def _respond(state: _State, writer: asyncio.StreamWriter, head: str, body:
         _send(writer, 200, {})
     elif path == "/mixed":
         state.shares = json.loads(body)
+        _send(writer, 200, {})
+    elif path == "/limit":
+        state.per_second = json.loads(body)
         _send(writer, 200, {})
     elif path == "/models":
         row = {
@@ -229,6 +245,14 @@ async def _fate_status(state: _State, writer: asyncio.StreamWriter, request: Any
     _send(writer, 429 if status == "402" else int(status), {"error": {"message": fault, "code": code}}, more)
 
 
+async def _fate_past(state: _State, writer: asyncio.StreamWriter, request: Any, number: int, fault: str) -> None:
+    """A model that thinks, and wants its thoughts back beside its calls of tools."""
+    if any("tool_calls" in message for message in request["messages"]):
+        _send(writer, 400, {"error": {"message": "The reasoning_content in the thinking mode must be passed back."}})
+    else:
+        await _fate_answer(state, writer, request, number, "ok")
+
+
 async def _fate_break(state: _State, writer: asyncio.StreamWriter, request: Any, number: int, fault: str) -> None:
     """The connection ends: before the reply, inside it, or never, which the client ends."""
     _charge(state.torn, number)
@@ -268,6 +292,13 @@ async def _fate_answer(state: _State, writer: asyncio.StreamWriter, request: Any
         reply["choices"][0]["finish_reason"] = "length"
     elif fault == "uncounted":
         del reply["usage"]
+    elif fault == "thinks":  # and counts it in the total alone
+        counted = reply["usage"]
+        counted["total_tokens"] = counted["prompt_tokens"] + counted["completion_tokens"] + THOUGHT
+    elif fault == "ended":
+        reply["choices"][0] |= {"finish_reason": "error", "message": {"role": "assistant", "content": "Let me"}}
+    elif fault == "provider":
+        reply["choices"][0]["error"] = {"code": 502, "message": "the provider broke off"}
     elif fault == "ok":
         state.delivered[number] += 1
     _charge(state.billed, number)
@@ -275,7 +306,7 @@ async def _fate_answer(state: _State, writer: asyncio.StreamWriter, request: Any
 
 
 _FATES = dict.fromkeys(("400", "402", "429", "500", "502", "503"), _fate_status)
-_FATES |= {"reset": _fate_break, "short": _fate_break, "hold": _fate_break, "cut": _fate_cut}
+_FATES |= {"past": _fate_past, "reset": _fate_break, "short": _fate_break, "hold": _fate_break, "cut": _fate_cut}
 
 
 def _charge(purse: Counter[str], number: int) -> None:

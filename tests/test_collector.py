@@ -455,9 +455,10 @@ def test_a_slip_needs_no_files_of_the_task(collector, train_tasks):
     assert all(record.trajectories[0].stop is StopReason.FINISH for record in found.values())
 
 
-def test_models_that_answer_nobody_end_the_run_before_every_episode_is_spoilt(collector, train_tasks):
+@pytest.mark.parametrize("turn", [0, 1])  # some servers refuse every chat that holds a call of a tool
+def test_models_that_answer_nobody_end_the_run_before_every_episode_is_spoilt(collector, train_tasks, turn):
     async def refuse(task: Task, turns: Sequence[Turn]) -> None:
-        if task.instance_id not in lucky:
+        if task.instance_id not in lucky and len(turns) == turn:
             raise PolicyError("status 401: Unauthorized")
 
     work = jobs([replace(train_tasks[0], instance_id=f"task-{n:02d}") for n in range(20)], alone())

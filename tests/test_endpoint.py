@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import logging
 import random
+import re
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -16,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from players import collected, jobs, silent
-from servers import KEY, MODEL, PRICES, Server, running
+from servers import KEY, MODEL, PRICES, THOUGHT, Server, running, usage_of
 
 from dagger_nb import episode, scaffold
 from dagger_nb.answers import AnswerFile
@@ -245,7 +246,7 @@ def test_every_style_reaches_the_server_and_comes_back(server, file, style):
 # --- faults -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fault", ["429", "500", "502", "503", "reset", "short", "cut", "another"])
+@pytest.mark.parametrize("fault", ["429", "500", "502", "503", "reset", "short", "cut", "another", "ended", "provider"])
 def test_a_passing_fault_is_tried_again(server, file, fault):
     number = next(FRESH)
     server.next(fault, fault, "ok")
@@ -275,6 +276,37 @@ def test_retry_after_is_honoured_and_one_beyond_patience_is_not_waited_for(serve
     with pytest.raises(PolicyError, match="429:9000"):
         asked(server, file, timed)
     server.next()
+
+
+def test_a_limit_on_calls_makes_a_run_slow_and_loses_nothing(server, file):
+    """With a handful at once, of many that want an answer: each waits for its turn, however often it is refused."""
+
+    async def use(policy: EndpointPolicy) -> list[Any]:
+        return await asyncio.gather(*(policy.reply(state(next(FRESH)), GREEDY, 0) for _ in range(150)))
+
+    server.next()
+    server.limit(50.0)
+    before = server.count()["faults"].get("429", 0)
+    try:
+        found = asked(server, file, use, concurrency=8, retries=replace(QUICK, tries=4))
+    finally:
+        server.limit(0)
+    assert len(found) == len(calls_table(file, "run")) == 150
+    assert server.count()["faults"]["429"] - before > 150
+
+
+def test_a_request_that_no_limit_admits_is_not_waited_for(server, file):
+    server.next("429: Request too large for teacher on tokens per min", "ok")
+    with pytest.raises(PolicyError, match="Request too large"):
+        asked(server, file, said(next(FRESH)))
+    server.next()
+
+
+def test_what_a_model_thinks_beside_its_answer_is_on_the_bill(server, file):
+    server.next("thinks")
+    number = next(FRESH)
+    asked(server, file, said(number))
+    assert bill_table(file, "run").loc["run"].completion == usage_of(number)["completion"] + THOUGHT
 
 
 def test_waits_grow_with_jitter_from_their_own_source(server, file):
@@ -353,6 +385,15 @@ def test_an_endpoint_that_is_gone_stops_the_run(server, file):
     kinds = [type(error) for error in asked(server, file, many, settings=gone, retries=replace(QUICK, tries=2))]
     assert Counter(kinds) == {PolicyError: OUTAGE - 1, EnvironmentProblem: 4}
     assert len(calls_table(file, "run")) == 0  # never reached: nothing can have been charged
+
+
+def test_an_endpoint_that_was_admitted_is_waited_for_from_the_first_call_on(server, file):
+    gone = replace(PATIENT, endpoint="http://127.0.0.1:9/v1")
+    brief = replace(QUICK, tries=2, outage_s=0.02)
+    with pytest.raises(PolicyError):
+        asked(server, file, said(0), settings=gone, retries=brief)
+    with pytest.raises(EnvironmentProblem, match="Run the same command again"):
+        asked(server, file, said(0), settings=gone, retries=brief, answered=True)
 
 
 def test_an_endpoint_that_refuses_everything_stops_the_run_too(server, file):
@@ -471,10 +512,19 @@ def test_one_request_that_fails_beside_others_that_are_answered_is_given_up(serv
     assert type(asked(server, file, use)) is PolicyError
 
 
-@pytest.mark.parametrize("words", ["maximum context length is 4096 tokens", "context_length_exceeded"])
+TOO_LONG = (
+    "maximum context length is 4096 tokens",
+    "context_length_exceeded",
+    "prompt is too long: 9 > 8",
+    "exceeds the available context size",
+    "`inputs` tokens + `max_new_tokens` must be <= 9",
+)
+
+
+@pytest.mark.parametrize("words", TOO_LONG)
 def test_a_chat_too_long_for_the_model_is_told_from_a_failure(server, file, words):
     server.next(f"400:{words}")
-    with pytest.raises(ContextError, match=words):
+    with pytest.raises(ContextError, match=re.escape(words)):
         asked(server, file, said(next(FRESH)))
     assert len(calls_table(file, "run")) == 0
 
@@ -600,6 +650,15 @@ def test_an_endpoint_is_asked_as_the_run_will_ask_it(server, file):
     server.next("400:seed is no 32-bit integer")
     with pytest.raises(PolicyError, match="seed is no 32-bit integer"):
         asked(server, file, lambda policy: check(policy, sampling=replace(hot, top_p=0.8)), run="other")
+
+
+def test_an_endpoint_that_refuses_a_past_with_calls_is_refused_before_the_run(server, file):
+    """Its first turns would be answered and every later one refused."""
+    server.next("past")
+    with pytest.raises(PolicyError, match="reasoning_content.*set teacher.style = 'text'"):
+        asked(server, file, check)
+    server.next("past")
+    assert MODEL in asked(server, file, check, settings=replace(PATIENT, style="text"))
 
 
 def test_a_model_that_stumbles_once_or_was_given_a_parser_since_is_admitted(server, file):

@@ -1,12 +1,13 @@
 """A policy behind any OpenAI-compatible server, asked once for each answer and within a budget.
 
 An answer that was kept is found again; only else is the server asked. There is one retry policy, ours (the client
-library's own is off): timeouts, torn connections, 429 and 5xx are tried again after an exponentially growing time
-with jitter, and never before a `Retry-After` has passed. A refusal of the key, the model or the request is final.
-What fails in the end is a PolicyError. An endpoint that answered before and now answers nobody is waited for, half an
-hour if need be, and asked a small question in the meantime. When it stays silent, or `OUTAGE` calls in a row failed and
-the question does too, an EnvironmentProblem stops the run: an endpoint that is gone, refuses everything, or gives only
-replies of no use, makes no day of missing labels.
+library's own is off): timeouts, torn connections, 429 and 5xx are tried again after an exponentially growing time with
+jitter, and never before a `Retry-After` has passed. A 429 costs no try while others are answered: a limit on calls
+makes a run slow and loses nothing. A refusal of the key, the model or the request is final. What fails in the end is a
+PolicyError. An endpoint that answered before and now answers nobody is waited for, half an hour if need be, and asked
+a small question in the meantime. When it stays silent, or `OUTAGE` calls in a row failed and the question does too, an
+EnvironmentProblem stops the run: an endpoint that is gone, refuses everything, or gives only replies of no use, makes
+no day of missing labels.
 
 The key is read from the environment, handed to the client library, and taken out of every text that leaves here.
 """
@@ -71,6 +72,7 @@ class EndpointPolicy:
         jitter: the source of chance of the waits between tries; it decides when is asked, never what.
         concurrency: calls at once.
         check: raises EnvironmentProblem where the server is known to have ended; asked before it is waited for.
+        answered: whether it has answered before (`admission`), so that it is waited for where it is silent now.
 
     Raises:
         ConfigError: the environment's key cannot be one.
@@ -85,6 +87,7 @@ class EndpointPolicy:
         retries: Retries = Retries(),
         concurrency: int = 128,
         check: Callable[[], None] = lambda: None,
+        answered: bool = False,
     ) -> None:
         self.name = f"{settings.path}@{settings.revision}" if settings.revision else settings.path
         self.settings, self.bill, self.retries = settings, bill, retries
@@ -92,7 +95,7 @@ class EndpointPolicy:
         self._slots = asyncio.Semaphore(concurrency)
         self._asking: dict[str, asyncio.Task[Reply]] = {}
         self._failures = 0  # in a row
-        self._replies = 0  # those of no use too
+        self._replies = int(answered)  # those of no use too
         self._asks_for_all = asyncio.Lock()
         key = _key(settings.key_variable)
         self._client = openai.AsyncOpenAI(
@@ -206,20 +209,29 @@ class EndpointPolicy:
                 reply = await self._tried(key, body)
         except Failure as failure:
             raise await self._final(failure, body) from None
-        self._failures, self._replies = 0, self._replies + 1
+        self._failures = 0
         return reply
 
     async def _tried(self, key: str, body: Mapping[str, Any]) -> Reply:
-        """The reply after at most `retries.tries` tries; the failure says how many replies there were at its first."""
+        """The reply after at most `retries.tries` tries; the failure says how many replies there were at its first.
+
+        A refusal of too many calls is no try where others were answered: it is waited out, `retries.outage_s` at the
+        most. Who waits keeps its place: others in it would only be refused as well.
+        """
         replies: list[int] = []
+        tries = 0
 
         def enough(state: RetryCallState) -> bool:
+            nonlocal tries
+            failure = state.outcome.exception()
             replies.append(self._replies)
-            state.outcome.exception().replies = replies[0]
-            return state.attempt_number >= self.retries.tries
+            failure.replies = replies[0]
+            tries += not (failure.limited and self._replies and state.seconds_since_start < self.retries.outage_s)
+            return tries >= self.retries.tries
 
         retrying = AsyncRetrying(stop=enough, wait=self._wait, retry=retry_if_exception(self._again), reraise=True)
-        return await retrying(self._try, key, body)
+        async with self._slots:
+            return await retrying(self._try, key, body)
 
     def _down(self, failure: Failure) -> bool:
         """Whether an endpoint that did answer has answered nobody since a call began to fail."""
@@ -250,9 +262,7 @@ class EndpointPolicy:
         try:
             await self._try(digest({"revision": self.settings.revision, **asked}), asked)
         except Failure as failure:
-            self._replies += failure.billed
             return failure
-        self._replies += 1
         return None
 
     async def _final(self, failure: Failure, body: Mapping[str, Any]) -> PolicyError | EnvironmentProblem:
@@ -261,7 +271,8 @@ class EndpointPolicy:
             return ContextError(self._words(failure))
         self._failures += 1
         if self._failures >= OUTAGE:
-            if await self._ping(body):  # a reply of no use is no better: another model, day and night
+            found = await self._ping(body)
+            if found and not (found.limited and self._replies):  # a reply of no use is no better than none
                 return self._gone(failure)
             self._failures = 0  # these requests were refused, and another is answered
         return PolicyError(self._words(failure))
@@ -279,18 +290,18 @@ class EndpointPolicy:
 
     async def _try(self, key: str, body: Mapping[str, Any]) -> Reply:
         """One call, accounted for whatever becomes of it."""
-        async with self._slots:
-            limit_s = self.settings.timeout_s
-            call = await self.bill.reserve(key, self.name, bound(body, self.settings.length_name), within_s=limit_s)
-            try:
-                async with asyncio.timeout(limit_s):
-                    text = await self._client.post("/chat/completions", body=body, cast_to=str)
-                reply = read_reply(text)
-            except BaseException as error:
-                (self.bill.release if unbilled(error) else self.bill.doubt)(call)
-                raise failure_of(error) from None
+        limit_s = self.settings.timeout_s
+        call = await self.bill.reserve(key, self.name, bound(body, self.settings.length_name), within_s=limit_s)
+        try:
+            async with asyncio.timeout(limit_s):
+                text = await self._client.post("/chat/completions", body=body, cast_to=str)
+            reply = read_reply(text)
+        except BaseException as error:
+            (self.bill.release if unbilled(error) else self.bill.doubt)(call)
+            raise failure_of(error) from None
         fault = fault_of(reply, self.settings.path)
         self.bill.settle(call, usage_of(reply), None if fault else reply)
+        self._replies += 1
         if fault:
             raise Failure(fault, again=True, billed=True)
         return reply

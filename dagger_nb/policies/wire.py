@@ -16,14 +16,27 @@ from dagger_nb.policies.protocol import Usage
 
 
 class Failure(Exception):
-    """One try that brought no answer: whether another may, after how many seconds, whether the request was too long for
-    the model (`full`), and whether there was a reply, only of no use (`billed`)."""
+    """One try that brought no answer.
+
+    Args:
+        again: whether another try may bring one, after `after_s` seconds.
+        full: whether the request was too long for the model.
+        billed: whether there was a reply, only of no use.
+        limited: whether the server refused because it is asked too often.
+    """
 
     def __init__(
-        self, message: str, *, again: bool, after_s: float = 0.0, full: bool = False, billed: bool = False
+        self,
+        message: str,
+        *,
+        again: bool,
+        after_s: float = 0.0,
+        full: bool = False,
+        billed: bool = False,
+        limited: bool = False,
     ) -> None:
         super().__init__(message)
-        self.again, self.after_s, self.full, self.billed = again, after_s, full, billed
+        self.again, self.after_s, self.full, self.billed, self.limited = again, after_s, full, billed, limited
         self.replies = 0  # that others had had when the call began to fail
 
 
@@ -41,18 +54,25 @@ def read_reply(text: str) -> dict[str, Any]:
         choice = (reply.get("choices") or [{"message": None}])[0]
         if not isinstance(choice["message"], dict | None):
             raise TypeError("the message is no object")
-        kept = {"message": choice["message"], "finish_reason": choice.get("finish_reason")}
+        kept = {
+            "message": choice["message"],
+            "finish_reason": "error" if choice.get("error") else choice.get("finish_reason"),
+        }
         return kept | {"model": str(reply.get("model") or ""), "usage": reply.get("usage")}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Failure(f"the reply is cut off or no chat completion ({error})", again=True) from None
 
 
 def usage_of(reply: Mapping[str, Any]) -> Usage | None:
-    """The tokens that the server counted, or None where it does not say."""
+    """The tokens that the server counted, or None where it does not say.
+
+    Some count what a model thinks in the total alone, and charge it as completion.
+    """
     try:
         counted = reply["usage"]
         cached = (counted.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
-        return Usage(int(counted["prompt_tokens"]), int(counted["completion_tokens"]), int(cached))
+        prompt, completion = int(counted["prompt_tokens"]), int(counted["completion_tokens"])
+        return Usage(prompt, max(completion, int(counted.get("total_tokens") or 0) - prompt), int(cached))
     except (KeyError, TypeError, ValueError, AttributeError):
         return None
 
@@ -61,7 +81,13 @@ def fault_of(reply: Mapping[str, Any], model: str) -> str:
     """What forbids to use a complete reply, in words, or an empty text."""
     if reply["model"] and not same_model(model, reply["model"]):
         return f"another model answered: {reply['model']!r}"
+    if reply["finish_reason"] in _BROKEN_OFF:
+        return f"the answer was broken off ({reply['finish_reason']})"
     return "" if reply["message"] is not None else "the reply holds no choice"
+
+
+# Words of OpenRouter, vLLM and SGLang, DeepSeek, and Z.AI for an answer that their own side ended.
+_BROKEN_OFF = ("error", "abort", "insufficient_system_resource", "network_error")
 
 
 def same_model(asked: str, said: str) -> bool:
@@ -123,10 +149,21 @@ def _refusal(error: openai.APIStatusError) -> Failure:
     if status == 404:
         advice = "no such model or path: see teacher.path and teacher.endpoint, which often ends in /v1"
         return Failure(f"{advice} ({error.message})", again=False)
-    again = (status in (408, 409, 429) or status >= 500) and error.code != "insufficient_quota"
-    full = status in (400, 413, 422) and _TOO_LONG.search(f"{error.code} {error.message}") is not None
-    return Failure(error.message, again=again, after_s=retry_after(error), full=full)
+    final = error.code == "insufficient_quota" or _TOO_LARGE.search(error.message) is not None
+    again = (status in (408, 409, 429) or status >= 500) and not final
+    refused = status in (400, 413, 422)
+    full = refused and _TOO_LONG.search(f"{error.code} {error.message}") is not None
+    advice = "; does it refuse tools? set teacher.style = 'text', which sends none" if refused and not full else ""
+    words = error.message + (advice if _OF_TOOLS.search(error.message) else "")
+    return Failure(words, again=again, after_s=retry_after(error), full=full, limited=again and status == 429)
 
 
 # OpenAI's code, and how vLLM and others say that prompt and answer exceed what the model reads.
-_TOO_LONG = re.compile("context[ _](length|window)|maximum model length|max_model_len", re.IGNORECASE)
+_TOO_LONG = re.compile(
+    "context[ _](length|window|size|limit)|maximum model length|max_model_len|prompt is too long"
+    "|max_new_tokens. must be|input token count",
+    re.IGNORECASE,
+)
+_TOO_LARGE = re.compile("request too large", re.IGNORECASE)  # for a limit of tokens a minute: no wait helps
+# Of tools, and of what some models want to find beside the calls of a history that they themselves wrote.
+_OF_TOOLS = re.compile("tool|function|reasoning_content|thought_signature", re.IGNORECASE)
