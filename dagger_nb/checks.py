@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -24,6 +25,12 @@ class Check:
 def existing(folder: Path) -> Path:
     """The folder, or the nearest one above it that exists."""
     return next(each for each in (folder, *folder.parents) if each.exists())
+
+
+def on_its_disk(folder: Path, claims: Mapping[Path, float]) -> float:
+    """GB that the claims on the disk of a folder come to; `claims` has the GB that each folder needs."""
+    device = existing(folder).stat().st_dev
+    return sum(gb for claimed, gb in claims.items() if existing(claimed).stat().st_dev == device)
 
 
 def disk(name: str, folder: Path, needed_gb: float, variable: str) -> Check:

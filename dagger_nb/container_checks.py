@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from dagger_nb import crew, footprint, memory, paths
-from dagger_nb.checks import Check, failed
+from dagger_nb.checks import Check, failed, on_its_disk
 from dagger_nb.errors import DaggerError
 from dagger_nb.settings import Settings
 
 
-def containers(settings: Settings) -> list[Check]:
-    """Whether an engine answers, has room for the images that are kept, and the machine for its containers."""
+def containers(settings: Settings, beside: Mapping[Path, float]) -> list[Check]:
+    """Whether an engine answers, has room for the images that are kept, and the machine for its containers.
+
+    `beside`: GB that the profile needs for other things, by folder, which may be on the engine's disk.
+    """
     try:
         from dagger_nb.sandboxes.containers.errors import connect
     except ImportError as error:
@@ -24,7 +27,8 @@ def containers(settings: Settings) -> list[Check]:
         about = connect(timeout_s=20.0).info()
     except DaggerError as error:
         return [failed("Docker", error)]
-    return [images(settings, about, _held_gb()), container_memory(settings, about), container_cores(settings, about)]
+    room = images(settings, about, _held_gb(), beside)
+    return [room, container_memory(settings, about), container_cores(settings, about)]
 
 
 def _held_gb() -> float:
@@ -40,15 +44,16 @@ def _held_gb() -> float:
         return 0.0
 
 
-def images(settings: Settings, about: Mapping[str, Any], held: float) -> Check:
+def images(settings: Settings, about: Mapping[str, Any], held: float, beside: Mapping[Path, float]) -> Check:
     """Room for images where the engine (`about`: what `docker info` says) keeps them, `held` GB of which are there."""
     folder, wanted = Path(about["DockerRootDir"]), max(0.0, footprint.images_gb(settings) - held)
     what = f"engine {about['ServerVersion']}, images in {folder}"
     if not folder.exists():  # an engine on another machine
         return Check("Docker", "warn", what, f"see that {wanted:g} GB are free there")
-    free = shutil.disk_usage(folder).free / 1e9
+    free, others = shutil.disk_usage(folder).free / 1e9, on_its_disk(folder, beside)
     what += f", {free:.0f} GB free; up to {wanted:.0f} GB of images are pulled and kept beside {held:.0f} that are here"
-    if free >= wanted:
+    what += f", and {others:.0f} GB are needed there for models and runs" if others else ""
+    if free >= wanted + others:
         return Check("Docker", "ok", what)
     return Check("Docker", "fail", what, "lower sandbox.images_gb", room=True)
 

@@ -29,6 +29,7 @@ PAPER: Mapping[str, object] = {
     "training.schedule": "constant",
     "training.aggregation": "current",
     "training.lesson_weight": 1.0,
+    "training.normalisation": "action",  # equations 12 and 13: a sum over an action's tokens, a mean over states
     "labels.states": "every",
     "episode.max_turns": 100,
     "episode.context": 65_536,
@@ -189,6 +190,13 @@ DEVIATIONS: tuple[Deviation, ...] = (
         "{s.student.template}: no thinking",
         "the stock template rewrites earlier turns, and a history that is rewritten cannot be trained as it was seen",
         profiles=_SMALL,
+    ),
+    Deviation(
+        "the loss is a sum over an action's tokens and a mean over states (equations 12 and 13)",
+        "a mean over the label tokens of a step",
+        "what trainers do by default; within a step the two differ by a factor, between steps by how long actions are",
+        ("training.normalisation",),
+        only=lambda settings: settings.training.normalisation == "token",
     ),
 )  # fmt: skip
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from dagger_nb import config, paths, store
-from dagger_nb.checks import Check, disk, failed
+from dagger_nb.checks import Check, disk, failed, on_its_disk
 from dagger_nb.errors import ConfigError, DaggerError, DataError, EnvironmentProblem
 from dagger_nb.profiles import LAPTOP_GB
 from dagger_nb.sandboxes.local import local_factory
@@ -65,7 +65,11 @@ def containers(settings: Settings) -> list[Check]:
     """Of sandboxes that are Docker's: the engine, its disk, and whether its machine has memory and cores for them."""
     from dagger_nb import container_checks
 
-    return container_checks.containers(settings)
+    try:
+        beside = claims(settings)
+    except DaggerError:  # which `planned_disk` tells
+        beside = {}
+    return container_checks.containers(settings, beside)
 
 
 def own_tasks(settings: Settings) -> list[Check]:
@@ -92,18 +96,18 @@ def own_teacher(settings: Settings) -> list[Check]:
 
 def planned_disk(settings: Settings) -> Check:
     try:
-        return disk("disk", paths.home(), disk_gb(settings), paths.HOME_VARIABLE)
+        return disk("disk", paths.home(), on_its_disk(paths.home(), claims(settings)), paths.HOME_VARIABLE)
     except DaggerError as error:  # a model whose shape is not known
         return failed("disk", error)
 
 
-def disk_gb(settings: Settings) -> float:
-    """Free space that a profile needs, in GB."""
+def claims(settings: Settings) -> dict[Path, float]:
+    """GB of free space that a profile needs, by folder, without what sandboxes take."""
     if settings.profile in LAPTOP_GB:
-        return LAPTOP_GB[settings.profile]
+        return {paths.home(): LAPTOP_GB[settings.profile]}
     from dagger_nb import readiness
 
-    return readiness.disk_gb(settings)
+    return readiness.claims(settings)
 
 
 def table(checks: Iterable[Check]) -> str:

@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 from dagger_nb import crew, footprint, memory, paths, plan, revisions
 from dagger_nb.background import result_of
 from dagger_nb.bill import Cap, tariff
-from dagger_nb.checks import Check, disk, existing, failed
+from dagger_nb.checks import Check, disk, existing, failed, on_its_disk
 from dagger_nb.errors import DaggerError, DataError
 from dagger_nb.evaluation.grading import refuse_unjudged, without_pytest
 from dagger_nb.gpus import local_gpus
@@ -39,11 +39,11 @@ def served(settings: Settings) -> list[Check]:
     return [*checks, *downloads(settings), context(settings), teacher(settings), *budget(settings), tasks(settings)]
 
 
-def disk_gb(settings: Settings) -> float:
-    """Free space that the profile needs in the project's home: the unpacked base, run folders, and models that have yet
-    to be fetched, where the hub's cache is on the same disk."""
+def claims(settings: Settings) -> dict[Path, float]:
+    """GB of free space by folder: the unpacked base and run folders in the project's home, and in the hub's cache the
+    models that have yet to be fetched. Raises ConfigError: a model whose shape is not known."""
     found = footprint.disk_gb(settings, plan.plan(settings).phases)
-    return found["unpacked base"] + found["runs"] + (_missing_gb(settings) if _one_disk() else 0.0)
+    return {paths.home(): found["unpacked base"] + found["runs"], _hub_cache(): _missing_gb(settings)}
 
 
 def downloads(settings: Settings) -> list[Check]:
@@ -51,9 +51,10 @@ def downloads(settings: Settings) -> list[Check]:
     if _one_disk():
         return []
     try:
-        return [disk("disk of the hub's models", _hub_cache(), _missing_gb(settings), "HF_HUB_CACHE")]
-    except DaggerError as error:  # a model whose shape is not known
+        needed = on_its_disk(_hub_cache(), claims(settings))
+    except DaggerError as error:
         return [failed("disk of the hub's models", error)]
+    return [disk("disk of the hub's models", _hub_cache(), needed, "HF_HUB_CACHE")]
 
 
 def _missing_gb(settings: Settings) -> float:

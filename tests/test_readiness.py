@@ -343,7 +343,7 @@ def engine(monkeypatch) -> Iterator[type[Engine]]:
 
 
 def contained(**overrides: object) -> dict[str, doctor.Check]:
-    return {found.name: found for found in container_checks.containers(served(**overrides))}
+    return {found.name: found for found in container_checks.containers(served(**overrides), {})}
 
 
 def test_a_docker_engine_needs_room_for_images(engine, monkeypatch):
@@ -355,6 +355,17 @@ def test_a_docker_engine_needs_room_for_images(engine, monkeypatch):
     assert contained(sandbox__images_gb=1e9)["Docker"].status == "ok"
     monkeypatch.setattr(engine, "root", "/on/another/machine")
     assert contained()["Docker"].status == "warn"
+
+
+def test_images_share_a_disk_with_models_and_runs(engine, monkeypatch, tmp_path):
+    """Each may have room enough alone, as on a machine with one disk, which then fills after days."""
+    settings, about = served(sandbox__images_gb=0.001), {"DockerRootDir": str(tmp_path), "ServerVersion": "27.0"}
+    together = container_checks.images(settings, about, 0.0, {tmp_path / "later": 1e9, tmp_path: 1e9})
+    assert together.status == "fail" and "and 2000000000 GB are needed there for models and runs" in together.what
+    elsewhere = {Path("/proc"): 1e9}
+    assert container_checks.images(settings, about, 0.0, elsewhere).status == "ok"
+    monkeypatch.setattr(doctor, "claims", lambda settings: {Path(engine.root): 1e9})
+    assert doctor.containers(settings)[0].status == "fail"
 
 
 def small_on(engine, **overrides: object) -> dict[str, doctor.Check]:
@@ -415,7 +426,7 @@ def test_containers_of_a_student_of_this_process_are_examined_too(engine):
 
 def test_no_docker_engine_is_explained(monkeypatch):
     monkeypatch.setenv("DOCKER_HOST", "unix:///no/such/socket")
-    (found,) = container_checks.containers(served())
+    (found,) = container_checks.containers(served(), {})
     assert found.status == "fail" and "no Docker daemon answers" in found.what and "start it" in found.next_step
 
 
@@ -456,14 +467,16 @@ def test_the_disk_of_a_served_profile_is_planned(monkeypatch):
     """Models go to the hub's cache, which may lie on another disk than what the project writes."""
     settings, student, both = config.load("qwen3-4b"), 2 * 4.022_468_096, 2 * (4.022_468_096 + 30.532_122_624)
     monkeypatch.setattr(readiness, "_weights_here", lambda path: False)
+    needed = readiness.claims(settings)
+    home, hub = paths.home(), readiness._hub_cache()
+    assert needed == doctor.claims(settings) and needed[home] > student and needed[hub] == pytest.approx(both)
     monkeypatch.setattr(readiness, "_one_disk", lambda: True)
-    together = readiness.disk_gb(settings)
-    assert together == doctor.disk_gb(settings) > student + both and readiness.downloads(settings) == []
+    assert readiness.downloads(settings) == []
     monkeypatch.setattr(readiness, "_one_disk", lambda: False)
-    assert readiness.disk_gb(settings) == pytest.approx(together - both)
+    monkeypatch.setattr(readiness, "_hub_cache", lambda: Path("/proc"))
     (cache,) = readiness.downloads(settings)
     assert "needs about 69" in cache.what and (not cache.next_step or "HF_HUB_CACHE" in cache.next_step)
     monkeypatch.setattr(readiness, "_weights_here", lambda path: True)
     assert "needs about 0" in readiness.downloads(settings)[0].what
-    assert doctor.disk_gb(config.load("tiny")) == profiles.LAPTOP_GB["tiny"]
+    assert doctor.claims(config.load("tiny")) == {home: profiles.LAPTOP_GB["tiny"]}
     assert scale.value("record_bytes") > 0
