@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import random
+import shutil
+import sysconfig
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -18,7 +20,7 @@ from dagger_nb import crew, footprint, memory, paths, plan, revisions
 from dagger_nb.background import result_of
 from dagger_nb.bill import Cap, tariff
 from dagger_nb.checks import Check, disk, existing, failed, on_its_disk
-from dagger_nb.errors import DaggerError, DataError
+from dagger_nb.errors import DaggerError, DataError, EnvironmentProblem
 from dagger_nb.evaluation.grading import refuse_unjudged, without_pytest
 from dagger_nb.gpus import local_gpus
 from dagger_nb.recipes import RECIPES
@@ -104,9 +106,9 @@ def gpu(settings: Settings) -> list[Check]:
     used = "1 is used: " if len(found) > 1 else ""
     what = f"{used}{len(found)} x {first.name}, {first.bytes / memory.GB:.0f} GB, driver {first.driver}; {needed}"
     if problems := memory.misfits(settings, first.bytes):
-        return [Check("GPU", "fail", what, "; ".join(problems)), torch_build()]
+        return [Check("GPU", "fail", what, "; ".join(problems)), torch_build(), compiler()]
     held, advice = footprint.caches(settings, first.bytes)
-    return [Check("GPU", "warn" if advice else "ok", f"{what}; {held}", advice), torch_build()]
+    return [Check("GPU", "warn" if advice else "ok", f"{what}; {held}", advice), torch_build(), compiler()]
 
 
 def _processor_will_do(settings: Settings) -> bool:
@@ -128,10 +130,25 @@ def _engine_of_cpus(settings: Settings) -> bool:
 
 
 def torch_build() -> Check:
-    version = importlib.metadata.version("torch")
-    if not version.endswith("+cpu"):
-        return Check("torch build", "ok", version)
-    return Check("torch build", "fail", f"{version} uses no GPU", "make install-gpu")
+    """Whether this Python's torch, which trains, can use the GPU: it may be built without, or for a newer driver."""
+    try:
+        from dagger_nb.training.accelerator import unusable
+    except ImportError as error:
+        return Check("torch build", "fail", str(error), "make install-gpu")
+    if why := unusable():
+        return failed("torch build", EnvironmentProblem(why))
+    return Check("torch build", "ok", importlib.metadata.version("torch"))
+
+
+def compiler() -> Check:
+    """What kernels are compiled with while a run trains: a C compiler, and the headers of this Python."""
+    found = next(filter(shutil.which, (os.environ.get("CC", ""), "gcc", "clang", "cc")), "")
+    headers = Path(sysconfig.get_path("include"), "Python.h")
+    lacking = [*([] if found else ["no C compiler"]), *([] if headers.exists() else [f"no {headers}"])]
+    if lacking:
+        step = "install gcc and this Python's headers, such as `apt-get install gcc python3-dev`"
+        return Check("compiler", "fail", f"{' and '.join(lacking)}, and attention is compiled on a GPU", step)
+    return Check("compiler", "ok", found)
 
 
 def vllm(settings: Settings) -> Check:

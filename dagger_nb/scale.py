@@ -3,11 +3,13 @@
 Nothing of that size was measured here: data/plan/scale.json holds every assumption with its unit and source, and says
 of each whether it was measured. What follows from them (a roofline, the GPU shared by all servers in turn):
 
-    a turn of a model   prefill = (new tokens + missed history) x 2 x active parameters / (FLOPS x prefill_mfu)
+    a turn of a model   prefill = (new tokens + missed history) x (2 x active parameters
+                                  + 4 x layers x heads x head size x live tokens) / (FLOPS x prefill_mfu)
                         decode  = action tokens x (weights touched + n x live tokens x KV bytes)
                                   / (bandwidth x decode_bandwidth) / n
                         n = episodes at once: serving.concurrency, or as many as the caches hold
-    a turn              max(student's + teacher's share of the GPU, command_seconds / workers)
+    a turn              max(student's + teacher's share of the GPU, command_seconds / workers); the teacher has none in
+                        exams whose states it does not label
     a trained token     (6 linear + 8 adapter parameters + 18 x layers x heads x head size x length / 2
                         + 6 x vocabulary x hidden x labels) / (FLOPS x train_hfu), counted as benchmarks/gpu.py does;
                         labels = action / (action + observation), the share of tokens that is predicted
@@ -19,9 +21,11 @@ import functools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 from dagger_nb import memory, paths
+from dagger_nb.experiment import EXAMS
 from dagger_nb.mixing import BernoulliMixer
 from dagger_nb.rates import Rates
 from dagger_nb.recipes import recipe
@@ -107,7 +111,8 @@ def model_seconds(shape: Shape, settings: Settings, gpu: Gpu) -> float:
     """GPU seconds that one turn of one model takes, the weights' reading shared by all episodes at once."""
     each, n = episode(settings), at_once(settings, gpu)
     read = each.action + each.observation + (1 - value("cached")) * each.live
-    prefill = read * 2 * shape.active / (gpu.flops * value("prefill_mfu"))
+    attended = 4 * shape.layers * shape.heads * shape.head_dim * each.live
+    prefill = read * (2 * shape.active + attended) / (gpu.flops * value("prefill_mfu"))
     step = _touched(shape, n) + n * each.live * shape.kv_bytes
     return prefill + each.action * step / (gpu.bandwidth * value("decode_bandwidth")) / n
 
@@ -122,10 +127,10 @@ def _touched(shape: Shape, n: float) -> float:
     return shape.published_bytes - idle - looked_up
 
 
-def turn_seconds(settings: Settings, gpu: Gpu, student_share: float) -> float:
-    """Wall-clock seconds of a turn, all episodes at once, of which the student acts in a share; a label for each."""
+def turn_seconds(settings: Settings, gpu: Gpu, student_share: float, *, labelled: bool = True) -> float:
+    """Wall-clock seconds of a turn, all episodes at once, of which the student acts in a share."""
     on_gpu = student_share * model_seconds(shape_of(settings.student.path), settings, gpu)
-    if memory.teacher_here(settings):
+    if labelled and memory.teacher_here(settings):
         on_gpu += model_seconds(shape_of(settings.teacher.path), settings, gpu)
     return max(on_gpu, value("command_seconds") / min(settings.workers, at_once(settings, gpu)))
 
@@ -141,9 +146,9 @@ def train_seconds(settings: Settings, gpu: Gpu) -> float:
 
 def rates(settings: Settings, gpu: Gpu) -> Rates:
     """What `plan` multiplies with: a row for each kind of phase that a served profile has."""
-    shares = {f"{who} train": share for who, share in student_shares(settings).items()}
-    shares |= {f"{who} {split}": 1.0 for who in ("base", "student", "slips", "teacher") for split in SPLITS}
-    found = {kind: _row(settings, gpu, share) for kind, share in shares.items()}
+    found = {f"{who} train": _row(settings, gpu, share) for who, share in student_shares(settings).items()}
+    for who, split in product(("base", "student", "slips", "teacher"), SPLITS):
+        found[f"{who} {split}"] = _row(settings, gpu, 1.0, labelled=_labelled(who, split))
     trained = {"kept": value("kept"), "tree": episode(settings).length * value("tree")}
     for who in student_shares(settings):
         found[f"{TRAIN} {who}"] = trained | {"seconds": train_seconds(settings, gpu)}
@@ -151,7 +156,12 @@ def rates(settings: Settings, gpu: Gpu) -> Rates:
     return found
 
 
-def _row(settings: Settings, gpu: Gpu, student_share: float) -> dict[str, float]:
+def _labelled(who: str, split: str) -> bool:
+    """Whether the teacher labels the states of such an exam; `test-sampled` is planned as `test` is."""
+    return who != "slips" and any(exam.diagnosed for exam in EXAMS.values() if exam.split == split)
+
+
+def _row(settings: Settings, gpu: Gpu, student_share: float, *, labelled: bool = True) -> dict[str, float]:
     each = episode(settings)
     return {
         "turns": each.turns,
@@ -160,7 +170,8 @@ def _row(settings: Settings, gpu: Gpu, student_share: float) -> dict[str, float]
         "observation": each.observation,
         "test_runs": value("test_runs"),
         "fresh": 1.0,
-        "seconds": turn_seconds(settings, gpu, student_share) * settings.workers,  # worker-seconds, as `plan` divides
+        # worker-seconds, as `plan` divides
+        "seconds": turn_seconds(settings, gpu, student_share, labelled=labelled) * settings.workers,
     }
 
 

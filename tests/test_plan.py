@@ -209,6 +209,12 @@ def test_a_plan_takes_the_rates_of_this_machines_gpu_and_says_where_it_has_none(
     assert ("no row for this machine's" in source) == (row is None)
 
 
+def test_exams_without_labels_take_no_time_of_the_teacher():
+    """SWE-bench Verified's are the most of all exams' episodes."""
+    seconds = {kind: row["seconds"] for kind, row in scale.rates(config.load("qwen3-4b"), H200).items()}
+    assert seconds["student unseen"] == seconds["slips test"] < seconds["student test"] == seconds["base test"]
+
+
 def test_a_slower_gpu_takes_longer():
     settings = config.load("qwen3-4b", {"teacher.endpoint": "http://localhost:1/v1"})
     sxm, pcie = scale.gpus()["NVIDIA H100 80GB"], scale.gpus()["NVIDIA H100 PCIe"]
@@ -219,7 +225,8 @@ def test_a_turn_of_one_model_follows_its_formula():
     settings = config.load("qwen3-4b", {"teacher.endpoint": "http://localhost:1/v1", "serving.concurrency": 4})
     shape, each = shapes.shape_of(settings.student.path), scale.episode(settings)
     read = each.action + each.observation + 0.05 * each.live
-    prefill = read * 2 * shape.active / (989e12 * 0.4)
+    attended = 4 * shape.layers * shape.heads * shape.head_dim * each.live
+    prefill = read * (2 * shape.active + attended) / (989e12 * 0.4)
     decode = each.action * (2 * shape.parameters + 4 * each.live * shape.kv_bytes) / (4.8e12 * 0.5) / 4
     assert scale.at_once(settings, H200) == 4
     assert scale.model_seconds(shape, settings, H200) == pytest.approx(prefill + decode)

@@ -24,6 +24,7 @@ from dagger_nb.errors import ConfigError, EnvironmentProblem
 from dagger_nb.settings import Settings
 from dagger_nb.students import renderer_of
 from dagger_nb.tasks import hub
+from dagger_nb.training.accelerator import accelerator
 
 
 def program(folder: Path, name: str, script: str) -> Path:
@@ -62,6 +63,39 @@ def test_a_gpu_whose_caches_hold_fewer_episodes_than_are_played_is_told(tmp_path
     found = readiness.gpu(served(teacher__path="Qwen/Qwen3-Coder-30B-A3B-Instruct-FP8"))[0]
     assert found.status == "warn" and "fewer than serving.concurrency = 8" in found.what
     assert re.fullmatch("give -p serving.concurrency=[3-7]", found.next_step)
+
+
+def test_a_gpu_that_torch_cannot_use_is_found_before_a_run_and_never_replaced_by_the_processor(tmp_path, monkeypatch):
+    """The driver may be older than the CUDA that torch is built for, while vLLM's own environment works."""
+    import torch
+
+    program(tmp_path, "nvidia-smi", "echo 'NVIDIA H200, 143771, 535.104.05'")
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    plain = {found.name: found for found in readiness.gpu(served())}["torch build"]
+    assert (plain.status, plain.next_step) == ("fail", "make install-gpu")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    newer = {found.name: found for found in readiness.gpu(served())}["torch build"]
+    assert newer.status == "fail" and "CUDA 13.0 and finds no GPU with driver 535.104.05" in newer.what
+    with pytest.raises(EnvironmentProblem, match="driver 535"):
+        accelerator()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert readiness.torch_build().status == "ok" and accelerator() == "cuda"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert accelerator() == "cpu"
+
+
+def test_attention_needs_a_compiler_and_this_pythons_headers(tmp_path, monkeypatch):
+    monkeypatch.setattr(readiness.sysconfig, "get_path", lambda name: str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    lacking = readiness.compiler()
+    assert lacking.status == "fail" and "no C compiler and no" in lacking.what and "python3-dev" in lacking.next_step
+    program(tmp_path, "gcc", "")
+    (tmp_path / "Python.h").touch()
+    assert readiness.compiler().status == "ok"
 
 
 def test_no_gpu_and_a_broken_driver_are_told_apart(tmp_path, monkeypatch):

@@ -80,11 +80,11 @@ def dequantised(base: Path, dtype: str) -> Path:
 def _write_unpacked(base: Path, dtype: str, folder: Path) -> None:
     import torch
 
+    from dagger_nb.training.accelerator import accelerator
     from dagger_nb.training.model import free_accelerator, load_student, no_progress_bar
 
     precision = getattr(torch, dtype)
-    device = "cuda" if torch.cuda.is_available() else "cpu"  # packed where training packs it
-    model = load_student(base, dtype=precision, device=device).dequantize(precision)
+    model = load_student(base, dtype=precision, device=accelerator()).dequantize(precision)  # as training packs it
     with no_progress_bar():
         model.save_pretrained(folder)
     del model

@@ -14,6 +14,7 @@ from dagger_nb.rendering import Renderer
 from dagger_nb.revisions import commit_of
 from dagger_nb.settings import Settings
 from dagger_nb.store import CohortRecord, write_json
+from dagger_nb.training.accelerator import accelerator
 from dagger_nb.training.fit import FitResult, fit
 from dagger_nb.training.model import add_adapter, free_accelerator, load_adapter, load_student, save_adapter
 from dagger_nb.training.tree import Example, Segments, make_example
@@ -82,9 +83,9 @@ def _fitted(
     log: Callable[[str], None],
 ) -> tuple[FitResult, str]:
     """How the fit went and the digest of the saved adapter; nobody refers to the model any more."""
-    device = "cuda" if settings.served and torch.cuda.is_available() else "cpu"
-    commit = commit_of(base, settings.student.revision)
-    model = load_student(base, quantise=settings.student.quantise, device=device, revision=commit)
+    student, device = settings.student, accelerator() if settings.served else "cpu"
+    commit = commit_of(base, student.revision)
+    model = load_student(base, quantise=student.quantise, device=device, revision=commit)
     model = load_adapter(model, previous, trainable=True) if previous else add_adapter(model, settings.lora, seed=seed)
     context, work = settings.episode.context, _work(folder)
     result = fit(model, examples, settings.training, context=context, output_dir=work, seed=seed, progress=log)
