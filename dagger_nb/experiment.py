@@ -202,13 +202,13 @@ class Experiment:
             [Prediction(t.instance_id, model_name, t.patch) for t in trajectories if not _broken(t)],
         )
         by_id = {task.instance_id: task for task in self.exam_tasks(exam_name)}
-        grades = self._graded([(by_id[t.instance_id], t.patch) for t in trajectories], folder / "harness")
-        if lost := sum(map(_broken, trajectories)) + sum(one.status is Status.INFRASTRUCTURE for one in grades):
-            self.log(f"{self.recipe.name} {exam_name}: {lost} of {len(grades)} tasks have no verdict, {LOST}")
-        return [
+        verdicts = self._graded([(by_id[t.instance_id], t.patch) for t in trajectories], folder / "harness")
+        grades = [
             Grade(t.instance_id, Status.INFRASTRUCTURE, detail=t.detail) if _broken(t) else verdict
-            for t, verdict in zip(trajectories, grades, strict=True)
+            for t, verdict in zip(trajectories, verdicts, strict=True)
         ]
+        self._tell_lost(f"{self.recipe.name} {exam_name}", grades)
+        return grades
 
     def doubtful(self, exam_name: str) -> dict[str, str]:
         """Instances of an exam whose gold patch is not resolved here, each with its verdict: no student can solve them.
@@ -217,7 +217,13 @@ class Experiment:
         """
         tasks = self.exam_tasks(exam_name)
         grades = self._graded([(task, task.patch) for task in tasks], self.store.root / "evaluation/gold" / exam_name)
+        self._tell_lost(f"gold patches of {exam_name}", grades)
         return {grade.instance_id: grade.status.value for grade in grades if not grade.resolved}
+
+    def _tell_lost(self, what: str, grades: Sequence[Grade]) -> None:
+        """Say how many have no verdict, in the words that `reproduction` looks for."""
+        if lost := sum(one.status is Status.INFRASTRUCTURE for one in grades):
+            self.log(f"{what}: {lost} of {len(grades)} tasks have no verdict, {LOST}")
 
     def _graded(self, pairs: Sequence[tuple[Task, str]], folder: Path) -> list[Grade]:
         """The verdicts on patches; `folder` is for what swebench's command line judges."""

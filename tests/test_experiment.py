@@ -19,6 +19,7 @@ import torch
 from dagger_nb import config, results, store
 from dagger_nb.errors import ConfigError, DataError, EnvironmentProblem
 from dagger_nb.evaluation.harness import HarnessRun
+from dagger_nb.evaluation.grades import LOST, Grade, Status
 from dagger_nb.experiment import EXAMS, Experiment
 from dagger_nb.fleet import CohortJob, Executor, Fleet, run_job
 from dagger_nb.mixing import BernoulliMixer, SwitchMixer
@@ -278,6 +279,11 @@ def test_an_instance_whose_gold_patch_fails_is_doubtful(tiny_base, own_home, mon
     good, bad = found.exam_tasks("test")
     monkeypatch.setattr(found, "exam_tasks", lambda _: [good, replace(bad, patch="")])
     assert found.doubtful("test") == {bad.instance_id: "empty_patch"}
+    said: list[str] = []
+    monkeypatch.setattr(found, "log", said.append)
+    monkeypatch.setattr(found, "_graded", lambda pairs, folder: [Grade(bad.instance_id, Status.INFRASTRUCTURE)])
+    assert found.doubtful("test") == {bad.instance_id: "infrastructure"}
+    assert said == [f"gold patches of test: 1 of 1 tasks have no verdict, {LOST}"]  # so that they are tried again
 
 
 def test_an_infrastructure_failure_is_no_failed_task(tiny_base, own_home, monkeypatch):
