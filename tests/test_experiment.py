@@ -18,8 +18,8 @@ import torch
 
 from dagger_nb import config, results, store
 from dagger_nb.errors import ConfigError, DataError, EnvironmentProblem
-from dagger_nb.evaluation.harness import HarnessRun
 from dagger_nb.evaluation.grades import LOST, Grade, Status
+from dagger_nb.evaluation.harness import HarnessRun
 from dagger_nb.experiment import EXAMS, Experiment
 from dagger_nb.fleet import CohortJob, Executor, Fleet, run_job
 from dagger_nb.mixing import BernoulliMixer, SwitchMixer
