@@ -46,6 +46,10 @@ class PolicyError(EnvironmentProblem):
     """A served model or an endpoint gave no answer in spite of retries. A missing label is counted, never invented."""
 
 
+class CallLimit(PolicyError):
+    """An endpoint answers, and refuses this call because it is asked too often."""
+
+
 class ContextError(PolicyError):
     """The episode and an answer to it do not fit the model's context, which is nobody's failure."""
 

@@ -1,4 +1,4 @@
-"""How far a collection is, in one line, told at most once in a few seconds.
+"""How far a collection is, in one line, told every few seconds and less often the longer it lasts.
 
 No clock is read here: whoever counts or asks passes the time (seconds, of any clock that only runs forward).
 """
@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from dagger_nb.records import StopReason, Trajectory
+
+LONGEST_S = 300.0  # between two lines
 
 
 @dataclass(slots=True)
@@ -54,8 +56,12 @@ class Progress:
             self.spent = lambda: cost
 
     def due(self, now: float) -> bool:
-        """Whether `every_s` seconds have passed since a line was due last, or since the beginning."""
-        if now - (self.began if self.told is None else self.told) < self.every_s:
+        """Whether it is time for a line: every `every_s` seconds, and after hours each time a hundredth of them more.
+
+        A saved notebook holds every line, and a collection may last for days.
+        """
+        pause = max(self.every_s, min(LONGEST_S, (now - self.began) / 100))
+        if now - (self.began if self.told is None else self.told) < pause:
             return False
         self.told = now
         return True

@@ -16,16 +16,17 @@ from dagger_nb.recipes import RECIPES, recipe
 from dagger_nb.records import digest
 from dagger_nb.revisions import recorded
 from dagger_nb.sandboxes import factory_for
-from dagger_nb.settings import Settings
+from dagger_nb.settings import OF_MEMORY, Settings
 from dagger_nb.store import read_json
 from dagger_nb.tasks import hub
 
-# What a run may cost and where its parts run: with other values the same run goes on.
+# What a run may cost, where its parts run and what fits there: with other values the same run goes on.
 OPERATION = {
     "labels": ("queries", "tokens", "money", "round_queries", "round_tokens", "round_money")
     + ("price_prompt", "price_cached", "price_completion"),
     "teacher": ("endpoint", "key_variable", "timeout_s"),
     "sandbox": ("images_gb",),
+    "training": OF_MEMORY,
     "serving": ("python", "memory_share", "start_timeout_s", "concurrency"),
 }
 

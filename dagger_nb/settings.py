@@ -194,6 +194,10 @@ class LoraSettings:
     alpha: Positive = 32
 
 
+# Of training, what decides memory, speed and the last bits of a sum, as the processor does, and nothing else.
+OF_MEMORY = ("attention", "checkpointing", "head_rows", "row_tokens", "save_steps")
+
+
 @dataclass(frozen=True, slots=True)
 class TrainingSettings:
     """How an adapter is fitted. `batch_tokens` are tokens of packed trees in one optimiser step.

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,7 @@ from dagger_nb.mixing import STUDENT_ALONE, TEACHER_ALONE, BernoulliMixer, Sched
 from dagger_nb.policies import teacher
 from dagger_nb.policies.oracle import OraclePolicy
 from dagger_nb.policies.protocol import Answer, Sampling, Usage
-from dagger_nb.progress import Progress
+from dagger_nb.progress import LONGEST_S, Progress
 from dagger_nb.records import Action, StopReason, Task, Trajectory, Turn
 from dagger_nb.rollout import run_cohort
 from dagger_nb.sandboxes import CommandResult, local_factory
@@ -808,6 +809,14 @@ def finished(turns: int, stop: StopReason = StopReason.FINISH) -> Trajectory:
 def test_progress_is_due_at_most_once_in_a_while():
     progress = Progress(total=1, began=100.0, every_s=10.0)
     assert [now for now in range(100, 150, 3) if progress.due(float(now))] == [112, 124, 136, 148]
+
+
+def test_days_of_progress_are_some_thousand_lines():
+    """A saved notebook holds each of them."""
+    progress, day = Progress(1, began=0.0), 24 * 3600
+    lines = [now for now in range(10, 5 * day, 10) if progress.due(float(now))]
+    assert 1000 < len(lines) < 2500 and lines[:3] == [10, 20, 30]
+    assert max(later - now for now, later in pairwise(lines)) == LONGEST_S
 
 
 def test_progress_tells_rates_dose_cost_and_the_time_left():

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dagger_nb import config, deviations, notebook, paths, profiles
+from dagger_nb import config, deviations, notebook, paths, profiles, provenance
 from dagger_nb.errors import ConfigError, EnvironmentProblem
 
 SERVED = ("qwen3-0.6b", "qwen3-4b", "qwen3-8b")
@@ -240,6 +240,20 @@ def test_the_digest_follows_what_decides_the_result() -> None:
 def test_settings_are_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.load("tiny").training.passes = 2  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("override", "same"),
+    [
+        ({"serving.concurrency": 4}, True),
+        ({"training.head_rows": 2048, "training.row_tokens": 32_768, "training.save_steps": 5}, True),
+        ({"training.passes": 2}, False),
+    ],
+)
+def test_what_fits_a_machine_does_not_name_a_run(override: dict[str, object], same: bool) -> None:
+    """The advice after a lack of memory must not cost the episodes that were collected."""
+    folders = [provenance.run_folder("sft", config.load("qwen3-4b", each)) for each in ({}, override)]
+    assert (folders[0] == folders[1]) is same
 
 
 def test_the_project_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

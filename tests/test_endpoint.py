@@ -23,7 +23,7 @@ from dagger_nb import episode, scaffold
 from dagger_nb.answers import AnswerFile
 from dagger_nb.bill import Account, Bill, Cap, Prices, Tariff, bill_table, calls_table
 from dagger_nb.collector import Cast, Collector
-from dagger_nb.errors import ConfigError, ContextError, EnvironmentProblem, PolicyError
+from dagger_nb.errors import CallLimit, ConfigError, ContextError, EnvironmentProblem, PolicyError
 from dagger_nb.evaluation.grading import grade
 from dagger_nb.labelling import Labelled, label_episode, label_trajectory, states_to_label
 from dagger_nb.mixing import STUDENT_ALONE, BernoulliMixer, Schedule, sampling_seed
@@ -273,7 +273,7 @@ def test_retry_after_is_honoured_and_one_beyond_patience_is_not_waited_for(serve
     server.next("429:0.7", "ok")
     assert asked(server, file, timed) >= 0.7
     server.next("429:9000", "ok")
-    with pytest.raises(PolicyError, match="429:9000"):
+    with pytest.raises(EnvironmentProblem, match="429:9000"):
         asked(server, file, timed)
     server.next()
 
@@ -293,6 +293,30 @@ def test_a_limit_on_calls_makes_a_run_slow_and_loses_nothing(server, file):
         server.limit(0)
     assert len(found) == len(calls_table(file, "run")) == 150
     assert server.count()["faults"]["429"] - before > 150
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"), [("429:9000", "not before 9,000 s have passed"), ("429", "Run the same command again")]
+)
+def test_a_quota_that_is_used_up_stops_the_run_before_labels_are_lost(server, file, fault, words):
+    """Hosts that say when the day is over are believed; those that do not, when they have answered nobody for long."""
+
+    async def use(policy: EndpointPolicy) -> list[BaseException]:
+        await policy.reply(state(next(FRESH)), GREEDY, 0)
+        server.next(*[fault] * 10_000)
+        jobs = (policy.reply(state(next(FRESH)), GREEDY, 0) for _ in range(2 * OUTAGE))
+        return await asyncio.gather(*jobs, return_exceptions=True)
+
+    server.next()
+    found = asked(server, file, use, retries=replace(QUICK, outage_s=0.05))
+    assert {type(error) for error in found} == {EnvironmentProblem} and words in str(found[0])
+    server.next()
+
+
+def test_a_server_that_limits_calls_from_the_first_on_is_told_from_a_failure(server, file):
+    server.next(*["429"] * QUICK.tries)
+    with pytest.raises(CallLimit):
+        asked(server, file, said(next(FRESH)))
 
 
 def test_a_request_that_no_limit_admits_is_not_waited_for(server, file):

@@ -200,6 +200,16 @@ def test_gpus_are_read_from_nvidia_smi(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(found) == 2 and found[0] == gpus.LocalGpu("NVIDIA H200", 143771 * 2**20, "570.86.15")
 
 
+def test_only_what_cuda_may_use_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a workstation's GPUs the first may be a small one for the screen."""
+    nvidia_smi(tmp_path, monkeypatch, 'test "$3 $4" = "--id 1" && echo "NVIDIA H200, 143771, 1" || exit 6')
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert [gpu.name for gpu in gpus.local_gpus()] == ["NVIDIA H200"]
+    for none in ("", "-1"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", none)
+        assert gpus.local_gpus() == []
+
+
 def test_a_broken_driver_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nvidia_smi(tmp_path, monkeypatch, "echo 'Driver/library version mismatch'; exit 18")
     with pytest.raises(EnvironmentProblem, match="Driver/library version mismatch"):

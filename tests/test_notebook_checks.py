@@ -119,6 +119,24 @@ def test_doubtful_real_instances_are_named_and_counted(capsys: pytest.CaptureFix
         notebook.check_controls(bad, bad, bad, SERVED)
 
 
+def test_the_servers_of_settings_that_a_reader_has_changed_make_room(monkeypatch):
+    class Crew:
+        def __init__(self, settings: object) -> None:
+            self.up = True
+
+        def rest(self) -> None:
+            self.up = False
+
+        def close(self) -> None:
+            self.up = False
+
+    monkeypatch.setattr(notebook, "_executors", {})
+    monkeypatch.setattr(notebook, "executor", Crew)
+    first = notebook.fleet(SERVED)
+    assert notebook.fleet(SERVED) is first and first.up
+    assert notebook.fleet(config.load("qwen3-4b", {"labels.states": "student"})).up and not first.up
+
+
 SCRIPT = """
 from dagger_nb import config, notebook
 if __name__ == "__main__":

@@ -538,6 +538,25 @@ def test_sigkill_in_the_middle_changes_nothing(checkpoint: str, tmp_path) -> Non
     assert fitted(checkpoint, tmp_path / "cut", settings) == fitted(checkpoint, tmp_path / "whole", settings)
 
 
+def test_a_fit_that_lacked_memory_goes_on_with_settings_that_need_less(checkpoint: str, tmp_path, monkeypatch) -> None:
+    whole = fitted(checkpoint, tmp_path / "whole", replace(SETTINGS, save_steps=1))[1]
+    rows = []
+
+    def lacking(model: object, row: object, *, head_rows: int) -> torch.Tensor:
+        rows.append(row)
+        if head_rows > 5 and len(rows) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return summed_loss(model, row, head_rows=head_rows)
+
+    monkeypatch.setattr("dagger_nb.training.fit.summed_loss", lacking)
+    with pytest.raises(ConfigError, match="lower training.head_rows .* the run goes on from here"):
+        fitted(checkpoint, tmp_path / "cut", replace(SETTINGS, save_steps=1))
+    said: list[str] = []
+    less = fitted(checkpoint, tmp_path / "cut", replace(SETTINGS, head_rows=5, save_steps=2), said.append)[1]
+    assert any("training goes on after step" in line for line in said)
+    assert [entry.loss for entry in less] == pytest.approx([entry.loss for entry in whole], rel=1e-3)
+
+
 def test_rows_checkpointing_and_attention_change_last_bits_only(checkpoint: str, tmp_path) -> None:
     def losses(name: str, **options) -> list[float]:
         return [entry.loss for entry in fitted(checkpoint, tmp_path / name, replace(SETTINGS, **options))[1]]
@@ -567,7 +586,7 @@ def test_what_cannot_work_is_refused(checkpoint: str, tmp_path) -> None:
         fit(model, [], SETTINGS, output_dir=tmp_path / "a", **shared)
     with pytest.raises(ConfigError, match="no backward pass on a CPU"):
         fit(model, examples_to_fit(), replace(SETTINGS, attention="flex"), output_dir=tmp_path / "b", **shared)
-    fit(model, examples_to_fit()[:2], SETTINGS, output_dir=tmp_path / "b", **shared)
+    fit(model, examples_to_fit()[:2], replace(SETTINGS, save_steps=1), output_dir=tmp_path / "b", **shared)
     with pytest.raises(DataError, match="another fit"):
         fit(model, examples_to_fit()[:3], SETTINGS, output_dir=tmp_path / "b", **shared)
     with pytest.raises(ConfigError, match="the loss is nan"):

@@ -15,7 +15,10 @@ from dagger_nb.policies.protocol import Sampling
 # A state with a past: some servers admit a first call of a tool, and refuse every history that holds one.
 PROBE = (
     {"role": "system", "content": scaffold.SYSTEM_PROMPT},
-    {"role": "user", "content": "List the files in /testbed with the tool execute_bash, then show the first of them."},
+    {
+        "role": "user",
+        "content": "List the files in /testbed, then print the first, each by a call of execute_bash.",
+    },
     scaffold.action_message(scaffold.canonical_action("", "execute_bash", {"command": "ls /testbed"}, "")),
     scaffold.observation_message("README.md\nsetup.py"),
 )

@@ -27,7 +27,7 @@ from urllib.parse import urlsplit
 
 from dagger_nb import scaffold
 from dagger_nb.bill import Bill
-from dagger_nb.errors import ConfigError, ContextError, EnvironmentProblem, PolicyError
+from dagger_nb.errors import CallLimit, ConfigError, ContextError, EnvironmentProblem, PolicyError
 from dagger_nb.policies import styles
 from dagger_nb.policies.protocol import Answer, Sampling, Usage
 from dagger_nb.records import Task, Turn, digest
@@ -157,7 +157,7 @@ class EndpointPolicy:
             return {row["id"]: row for row in json.loads(text)["data"]}
         except (openai.APIError, TimeoutError) as error:
             if getattr(error, "status_code", 401) in (401, 403):  # a connection that fails has none
-                raise PolicyError(self._words(failure_of(error))) from None
+                raise PolicyError(self._words(self._failure_of(error))) from None
             return {}
         except (ValueError, KeyError, TypeError):
             return {}
@@ -203,7 +203,7 @@ class EndpointPolicy:
             try:
                 reply = await self._tried(key, body)
             except Failure as failure:
-                if not self._down(failure):
+                if failure.limited or not self._down(failure):
                     raise
                 await self._back(body)
                 reply = await self._tried(key, body)
@@ -269,16 +269,19 @@ class EndpointPolicy:
         """What a call that is given up raises: of this request alone, or of an endpoint that serves nobody."""
         if failure.full:
             return ContextError(self._words(failure))
+        if failure.limited and (self._down(failure) or not self._again(failure)):  # as where a day's quota is used up
+            return self._gone(failure)
         self._failures += 1
         if self._failures >= OUTAGE:
             found = await self._ping(body)
             if found and not (found.limited and self._replies):  # a reply of no use is no better than none
                 return self._gone(failure)
             self._failures = 0  # these requests were refused, and another is answered
-        return PolicyError(self._words(failure))
+        return (CallLimit if failure.limited else PolicyError)(self._words(failure))
 
     def _gone(self, failure: Failure) -> EnvironmentProblem:
-        advice = "Run the same command again when it answers"
+        when = f", and not before {failure.after_s:,.0f} s have passed" if failure.after_s else ""
+        advice = f"Run the same command again when it answers{when}"
         return EnvironmentProblem(f"{self._words(failure)}; nothing else is answered either. {advice}")
 
     def _again(self, error: BaseException) -> bool:
@@ -298,13 +301,16 @@ class EndpointPolicy:
             reply = read_reply(text)
         except BaseException as error:
             (self.bill.release if unbilled(error) else self.bill.doubt)(call)
-            raise failure_of(error) from None
+            raise self._failure_of(error) from None
         fault = fault_of(reply, self.settings.path)
         self.bill.settle(call, usage_of(reply), None if fault else reply)
         self._replies += 1
         if fault:
             raise Failure(fault, again=True, billed=True)
         return reply
+
+    def _failure_of(self, error: BaseException) -> BaseException:
+        return failure_of(error, tools=bool(styles.tools(self.settings.style)))
 
     def _words(self, failure: BaseException) -> str:
         return f"{self.settings.path} at {self.settings.endpoint}: {self.clean(str(failure))}"

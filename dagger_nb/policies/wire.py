@@ -128,10 +128,13 @@ def retry_after(error: openai.APIStatusError) -> float:
         return 0.0
 
 
-def failure_of(error: BaseException) -> BaseException:
-    """The failure that an error of the client library or the network is; other errors stay what they are."""
+def failure_of(error: BaseException, *, tools: bool = False) -> BaseException:
+    """The failure that an error of the client library or the network is; other errors stay what they are.
+
+    `tools`: whether the request announced tools, which may be what the server refuses.
+    """
     if isinstance(error, openai.APIStatusError):
-        return _refusal(error)
+        return _refusal(error, tools)
     if isinstance(error, TimeoutError):
         return Failure("no answer in time (teacher.timeout_s)", again=True)
     if isinstance(error, openai.APIConnectionError):
@@ -141,7 +144,7 @@ def failure_of(error: BaseException) -> BaseException:
     return error
 
 
-def _refusal(error: openai.APIStatusError) -> Failure:
+def _refusal(error: openai.APIStatusError, tools: bool) -> Failure:
     status = error.status_code
     if status in (401, 403):
         advice = "the key is refused: set the environment variable that teacher.key_variable names"
@@ -153,8 +156,9 @@ def _refusal(error: openai.APIStatusError) -> Failure:
     again = (status in (408, 409, 429) or status >= 500) and not final
     refused = status in (400, 413, 422)
     full = refused and _TOO_LONG.search(f"{error.code} {error.message}") is not None
-    advice = "; does it refuse tools? set teacher.style = 'text', which sends none" if refused and not full else ""
-    words = error.message + (advice if _OF_TOOLS.search(error.message) else "")
+    words = error.message
+    if tools and refused and not full and _OF_TOOLS.search(words):
+        words += "; does it refuse tools? set teacher.style = 'text', which sends none"
     return Failure(words, again=again, after_s=retry_after(error), full=full, limited=again and status == 429)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from dagger_nb import paths
 from dagger_nb.errors import ConfigError, EnvironmentProblem
+from dagger_nb.gpus import ORDER
 from dagger_nb.settings import ServingSettings
 from dagger_nb.shapes import positions_of
 
@@ -141,6 +142,7 @@ def environment(engine: Engine) -> dict[str, str]:
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
+        ORDER[0]: os.environ.get(*ORDER),
         "PATH": f"{Path(engine.python).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
     }
     if engine.cpu:  # a user's own choice of these holds

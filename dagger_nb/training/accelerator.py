@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from dagger_nb.errors import EnvironmentProblem
-from dagger_nb.gpus import local_gpus
+from dagger_nb.gpus import ORDER, local_gpus
 
 
 def accelerator() -> str:
@@ -14,6 +16,7 @@ def accelerator() -> str:
     Raises:
         EnvironmentProblem: there is a GPU that torch cannot use; on the processor a fit would take weeks.
     """
+    os.environ.setdefault(*ORDER)
     if torch.cuda.is_available():
         return "cuda"
     if local_gpus():

@@ -61,14 +61,14 @@ class StepData(Dataset):
     def __init__(
         self, trees: Sequence[TokenTree], steps: Sequence[tuple[int, ...]], *, row_tokens: int, normalisation: str
     ) -> None:
-        self._trees, self._steps = trees, steps
+        self.trees, self.steps = trees, steps
         self._row_tokens, self._normalisation = row_tokens, normalisation
 
     def __len__(self) -> int:
-        return len(self._steps)
+        return len(self.steps)
 
     def __getitem__(self, step: int) -> dict[str, Any]:
-        trees = [self._trees[index] for index in self._steps[step]]
+        trees = [self.trees[index] for index in self.steps[step]]
         groups = fill(range(len(trees)), [tree.tokens for tree in trees], self._row_tokens)
         rows = [pack([trees[index] for index in group]) for group in groups]
         return {"rows": rows, "divisor": divisor(trees, self._normalisation)}

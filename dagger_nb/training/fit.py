@@ -26,7 +26,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from dagger_nb.errors import ConfigError, DataError
 from dagger_nb.records import digest
-from dagger_nb.settings import TrainingSettings
+from dagger_nb.settings import OF_MEMORY, TrainingSettings
 from dagger_nb.training.attention import choose
 from dagger_nb.training.batches import StepData, only_item, plan_steps
 from dagger_nb.training.loss import summed_loss
@@ -79,9 +79,10 @@ def fit(
 
     The warm-up is cut to a tenth of the steps where it is longer, because its first step moves nothing.
 
-    `seed` decides the order of the examples; nothing else is random. `output_dir` keeps Trainer's checkpoints:
-    call again with the same arguments and a model as it was before the first call, and the fit goes on from
-    the last one. Labels that end beyond `context` tokens are an error, or dropped and counted (`overlong`).
+    `seed` decides the order of the examples; nothing else is random. `output_dir` keeps Trainer's checkpoints: call
+    again with the same arguments and a model as it was before the first call, and the fit goes on from the last
+    one, under other settings `OF_MEMORY` too. Labels that end beyond `context` tokens are an error, or dropped and
+    counted (`overlong`).
 
     Raises:
         ConfigError: nothing to train on, a setting that cannot work, too little memory on the GPU, or a loss that
@@ -91,12 +92,13 @@ def fit(
     attention = choose(settings.attention, model.device)
     kept, dropped = _within_context(examples, context, settings.overlong)
     trees = [build_tree(example) for example in kept]
-    _claim(output_dir, _identity(model, trees, settings, seed))
+    data = _step_data(trees, settings, seed)
+    _claim(output_dir, _identity(model, data, settings, seed))
     reporter = _Progress(progress, progress_every_s) if progress else None
     started = time.perf_counter()
     # Where autocast chooses the types, peft's own casts to the adapter's fp32 would only take memory.
     with _attention(model, attention), disable_input_dtype_casting(model, active=model.device.type == "cuda"):
-        log = _train(model, _step_data(trees, settings, seed), settings, output_dir, seed, reporter)
+        log = _train(model, data, settings, output_dir, seed, reporter)
     model.eval()
     return FitResult(
         log=log,
@@ -230,7 +232,8 @@ def _memory_explained(row: Row) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         raise ConfigError(
             f"the GPU has too little memory for a row of {row.tokens} tokens and {len(row.target_P)} predictions; "
-            "set training.checkpointing, or lower training.head_rows, training.row_tokens or episode.context"
+            "set training.checkpointing, or lower training.head_rows or training.row_tokens, and give the same command "
+            "again: the run goes on from here"
         ) from error
 
 
@@ -273,24 +276,25 @@ def _attention(model: PeftModel, name: str) -> Iterator[None]:
         base.set_attn_implementation(before)
 
 
-def _identity(model: PeftModel, trees: list[TokenTree], settings: TrainingSettings, seed: int) -> str:
-    """What a checkpoint must agree with to be gone on from: data, settings, seed, and the adapter before the fit."""
-    content = hashlib.sha256()
-    for tree in trees:
+def _identity(model: PeftModel, data: StepData, settings: TrainingSettings, seed: int) -> str:
+    """What a checkpoint must agree with to be gone on from: data, order, settings, seed, the adapter before the fit."""
+    content = hashlib.sha256(repr(data.steps).encode())
+    for tree in data.trees:
         for array in (tree.ids_T, tree.leave_T, tree.at_P, tree.target_P, tree.weight_P):
             content.update(array.tobytes())
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             content.update(name.encode() + parameter.detach().float().cpu().numpy().tobytes())
-    return digest([seed, content.hexdigest(), dataclasses.asdict(settings)])
+    decisive = {name: value for name, value in dataclasses.asdict(settings).items() if name not in OF_MEMORY}
+    return digest([seed, content.hexdigest(), decisive])
 
 
 def _claim(output_dir: Path, identity: str) -> None:
-    """Mark the folder as this fit's; refuse one that belongs to another."""
+    """Mark the folder as this fit's; refuse one with a checkpoint of another."""
     output_dir.mkdir(parents=True, exist_ok=True)
     file = output_dir / _IDENTITY
     text = json.dumps({"identity": identity}) + "\n"
-    if not file.exists():
+    if not file.exists() or _last_whole_checkpoint(output_dir) is None:
         partial = file.with_suffix(".partial")
         partial.write_text(text)
         partial.replace(file)
