@@ -26,7 +26,15 @@ from dagger_nb.evaluation.diagnostics import (
     slips,
 )
 from dagger_nb.evaluation.grades import Grade, Gradebook, Status, grade_key
-from dagger_nb.evaluation.grading import LOG_BYTES, _read_log, grade, grade_all, refuse_unjudged, time_limit
+from dagger_nb.evaluation.grading import (
+    LOG_BYTES,
+    _eval_script,
+    _read_log,
+    grade,
+    grade_all,
+    refuse_unjudged,
+    time_limit,
+)
 from dagger_nb.evaluation.official import harness_for
 from dagger_nb.evaluation.predictions import Prediction, read_predictions, run_id, write_predictions
 from dagger_nb.evaluation.protection import Canaries
@@ -193,6 +201,15 @@ def selected_by_name() -> Task:
         TASK, files=files, base_commit=git.commit_hash(files), test_patch=test_patch, eval_script=script,
         FAIL_TO_PASS=(names[0],), PASS_TO_PASS=(names[1],),
     )  # fmt: skip
+
+
+def test_a_script_that_activates_an_environment_starts_in_none():
+    """A sandbox of an image has it activated for the agent; conda would then first run the hooks that leave it."""
+    script = _eval_script(make_test_spec(TASK.to_instance()), draw_canaries("tests", random.Random(0)))
+    head = script.partition("cat >")[0] + "echo ${CONDA_SHLVL-none} ${CONDA_PREFIX-none}"
+    environment = os.environ | {"CONDA_SHLVL": "2", "CONDA_PREFIX": "/opt/miniconda3/envs/testbed"}
+    done = subprocess.run(["bash", "-c", head], capture_output=True, text=True, env=environment)
+    assert done.stdout == "none none\n"
 
 
 def test_canaries_run_in_a_suite_that_selects_by_name_and_takes_no_function_for_a_test(factory):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import random
@@ -175,6 +176,36 @@ def test_a_made_script_is_graded_rightly_by_a_real_run(tmp_path):
     assert (
         not (tmp_path / "tests/test_new.py").exists() and "test_add" not in (tmp_path / "tests/test_sum.py").read_text()
     )
+
+
+def test_hooks_of_conda_that_read_unset_variables_do_not_end_the_script(tmp_path):
+    """As those of the compilers in pandas' images do; swebench's own header, which both graders write, forbids it."""
+    hook = tmp_path / "activate"
+    hook.write_text('conda() { eval "saved=\\"\\$ADDR2LINE\\""; }\n')
+    (tmp_path / "repository").mkdir()
+    task = repository_task(tmp_path / "repository")
+    (tmp_path / "repository" / "sums.py").write_text("def add(a, b):\n    return a + b\n")
+    task = dataclasses.replace(task, eval_script=task.eval_script.replace("/opt/miniconda3/bin/activate", str(hook)))
+    assert verdict(task, tmp_path / "repository", tmp_path / "log")["resolved"]
+
+
+@pytest.mark.parametrize(
+    ("path", "built"),
+    [("calc.py", False), ("src/calc.pyx", True), ("src/calc.pyx.in", True), ("src/a.h", True), ("notes.c.md", False)],
+)
+def test_pandas_is_built_again_where_compiled_code_was_touched(tmp_path, path, built):
+    """A patch of Cython would else be judged by what was compiled before it."""
+    repository_task(tmp_path)
+    program = tmp_path.parent / f"{tmp_path.name}-bin" / "python"
+    program.parent.mkdir()
+    program.write_text('#!/bin/sh\necho "$PIP_NO_INDEX $*"\n')
+    program.chmod(0o755)
+    (tmp_path / path).parent.mkdir(exist_ok=True)
+    (tmp_path / path).write_text("changed\n")
+    (build,) = older.REPOSITORIES["pandas-dev/pandas"].before
+    environment = {"PATH": f"{program.parent}:/usr/bin:/bin"}
+    done = subprocess.run(["bash", "-c", build], capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.stdout.startswith("1 -m pip install -ve . --no-build-isolation") is built and not done.stderr
 
 
 def repository_task(folder: Path) -> records.Task:

@@ -44,6 +44,9 @@ LOG_BYTES = 16_000_000  # what is kept of a test run's output; it begins at sweb
 NO_HARNESS = "only swebench's command line judges tests that do not run under pytest; set sandbox.back_end = 'docker'"
 GZIP = 31  # zlib's name of the format: a window of 15 bits, with gzip's header
 
+# A sandbox has the image's environment activated, and the script activates it itself: swebench starts it in none, where
+# conda has no deactivating hook to run, which may miss variables of the shell that ran the activating one.
+_UNACTIVATED = "unset CONDA_SHLVL CONDA_PREFIX CONDA_DEFAULT_ENV"
 _PYTEST = re.compile(r"(^|[\s/])pytest(\s|$)")  # the program or the module, and not pytest.ini
 _COMMAND = """
 out=$PWD/{box}.log
@@ -205,7 +208,7 @@ def _eval_script(spec: TestSpec, canaries: Canaries) -> str:
         )
     lines[tests] = canaries.join(lines[tests])
     write = f"cat > {canaries.path} <<'END_OF_CANARIES'\n{canaries.text}END_OF_CANARIES"
-    return "\n".join(["set -uxo pipefail", write, *lines, f'exit "${TEST_EXIT_CODE_VAR}"', ""])
+    return "\n".join(["set -uxo pipefail", _UNACTIVATED, write, *lines, f'exit "${TEST_EXIT_CODE_VAR}"', ""])
 
 
 def _pytest_line(spec: TestSpec) -> int | None:

@@ -17,6 +17,9 @@ randomisation), hash seed, commit dates, 80 columns, and folders that list their
    lines keep their order; an unbroken run of `./path` lines (find) is sorted. Only these two forms:
    sorting anything else could change what a text says.
 
+Where a task has an image, every host has that image's Python and files: paths of Python and bare hexadecimal numbers
+stay as they are, because an agent opens the ones and edits the others (`of_image`).
+
 Not covered: commands whose purpose is to print a time, a random number or a process id, and pytest's
 list of slowest tests. Rules 2 to 6 leave lines of more than 1000 characters alone.
 """
@@ -48,6 +51,7 @@ _RULES = tuple(
         (": line ", r"^(\S+: line \d+:) +\d+ (?=[A-Z][a-z]+ )", r"\1 "),
     )
 )
+_OF_IMAGES = tuple(rule for rule in _RULES if rule[0] not in ("0x", "/lib/python3."))
 _DROPPED = re.compile(
     r"platform \w+ -- Python .*|(?:cachedir: \.pytest_cache|rootdir: /\S*|plugins: [a-z][\w-]*-\d+\.\d.*)"
     r"|index [0-9a-f]{7,40}\.\.[0-9a-f]{7,40}(?: \d{6})?"
@@ -60,7 +64,7 @@ _GREP = re.compile(r"([\w@+./-]+):\d+:")
 _FIND = re.compile(r"((?:\.|/testbed)(?:/[^\s:]+)?)$")
 
 
-def canonical(text: str) -> str:
+def canonical(text: str, *, of_image: bool = False) -> str:
     """The text without what varies between equal runs; the module's docstring lists the rules.
 
     >>> canonical("\\x1b[32m1 passed\\x1b[0m in 0.03s  \\r\\n")
@@ -70,18 +74,19 @@ def canonical(text: str) -> str:
     """
     text = _ANSI.sub("", text).replace("\r\n", "\n").replace("\r", "\n")
     lines = _without_totals([line.rstrip(" \t\f\v") for line in text.split("\n")])
-    lines = [_line(line) for line in lines if not _DROPPED.fullmatch(line)]
+    rules = _OF_IMAGES if of_image else _RULES
+    lines = [_line(line, rules) for line in lines if not _DROPPED.fullmatch(line)]
     for form in (_GREP, _FIND):
         lines = _sorted_runs(lines, form)
     return "\n".join(lines).rstrip("\n")
 
 
-def _line(line: str) -> str:
+def _line(line: str, rules: tuple[tuple[str, re.Pattern[str], str], ...]) -> str:
     """Rules 2 to 6 on one line."""
     if len(line) > _LONG:
         return line
     line = _ruler(line)
-    for needle, pattern, new in _RULES:
+    for needle, pattern, new in rules:
         if needle in line:
             line = pattern.sub(new, line)
     return _listed(line)

@@ -71,8 +71,8 @@ def notes(reply: Reply, limits: Limits) -> list[str]:
     return found
 
 
-def shorten(raw: bytes, limit: int) -> tuple[str, bool]:
-    """The canonical text of an output, its middle cut out so that about `limit` bytes stay; whether it was cut.
+def shorten(raw: bytes, limit: int, *, of_image: bool = False) -> tuple[str, bool]:
+    """The `canonical` text of an output, its middle cut out so that about `limit` bytes stay; whether it was cut.
 
     Of a very long output only the two ends are made canonical, and its bytes are counted as written.
 
@@ -80,7 +80,7 @@ def shorten(raw: bytes, limit: int) -> tuple[str, bool]:
     ('aaaaaaaaaa\\n[30 bytes cut]\\naaaaaaaaaa', True)
     """
     ends = (raw,) if len(raw) <= 4 * limit else (raw[: 2 * limit], raw[-2 * limit :])
-    texts = [canonical(end.decode(errors="replace")).encode() for end in ends]
+    texts = [canonical(end.decode(errors="replace"), of_image=of_image).encode() for end in ends]
     total = len(texts[0]) if len(ends) == 1 else len(raw)
     if total <= limit:
         return texts[0].decode(), False

@@ -7,8 +7,9 @@ SWE-Gym/SWE-Bench-Fork, read in public copies of it).
 
 Checked here: that swebench 5 takes the result, finds the markers and knows the parsers, and that a real run of such
 a script on a small repository is graded rightly. Not checked, as no image can be pulled here: a run in an image.
-Left out on purpose: the fork's second installation before the tests. The images hold the installed package already
-(in editable mode, so that a patch takes effect), and grading has no network.
+Left out on purpose: the fork's second installation before the tests. The images hold the installed package already, in
+editable mode, so that a patch of Python files takes effect, and grading has no network. pandas alone is compiled: it is
+built again, from what the image holds, where a patch touches what is compiled.
 """
 
 from __future__ import annotations
@@ -39,6 +40,11 @@ class Suite:
     log_parser: str = "parse_log_pytest"
 
 
+# The fork's installation of pandas, made not to ask for a network, after a patch of Cython or C.
+_BUILD = """if git status --porcelain -uall | grep -qE '\\.(pyx|pxd|pxi|c|h|cpp)(\\.in)?"?$'; then
+  PIP_NO_INDEX=1 python -m pip install -ve . --no-build-isolation --no-deps -Ceditable-verbose=true
+fi"""
+
 # Some versions of mypy run without -n0, which only decides how many processes pytest uses. pydantic's fork parser
 # differs from parse_log_pytest_v2 in one respect: it drops a bracketed percentage behind FAILED.
 REPOSITORIES: Mapping[str, Suite] = {
@@ -49,7 +55,7 @@ REPOSITORIES: Mapping[str, Suite] = {
     "getmoto/moto": Suite("pytest -n0 -rA"),
     "iterative/dvc": Suite("pytest -rA"),
     "modin-project/modin": Suite("pytest -n0 -rA"),
-    "pandas-dev/pandas": Suite("pytest -rA --tb=long"),
+    "pandas-dev/pandas": Suite("pytest -rA --tb=long", before=(_BUILD,)),
     "project-monai/monai": Suite("pytest -rA"),
     "pydantic/pydantic": Suite(
         "pytest -rA --tb=short -vv -o console_output_style=classic --no-header", log_parser="parse_log_pytest_v2"
@@ -127,6 +133,7 @@ def eval_script(row: Mapping[str, Any], suite: Suite) -> str:
         [
             "#!/bin/bash",
             "set -uxo pipefail",
+            "set +u",  # as in the fork: pandas' images have hooks of conda that read variables which are not set
             "source /opt/miniconda3/bin/activate",
             "conda activate testbed",
             "cd /testbed",

@@ -131,6 +131,15 @@ def test_commands_run_in_what_the_image_s_bashrc_sets_up(factory, images, reposi
     assert found == "activated, /opt/tests/bin:/usr/local/bin:/usr/bin:/bin, C.UTF-8, no GIT_DIR\nroot"
 
 
+def test_what_an_image_holds_is_shown_as_it_is(factory, images, repository):
+    """An agent opens the paths that it sees, and edits the lines: neither differs between hosts."""
+    shown = 'MASK = 0x7fffffffffff\nPATH = "/opt/envs/testbed/lib/python3.9/site-packages/numpy/core.py"'
+    with factory.open(task(images["careless"], repository[1])) as sandbox:
+        sandbox.write("constants.py", shown + "\n")
+        assert sandbox.run("cat constants.py").output == shown
+        assert sandbox.run("python -c 'print(object())'").output == "<object object at 0x0>"
+
+
 def test_the_image_s_user_runs_commands(factory, images, repository):
     with factory.open(task(images["user"], repository[1])) as sandbox:
         assert sandbox.run("id -un; touch /testbed/mine && ls -l /etc/passwd > /dev/null; touch /etc/x").exit_code == 1

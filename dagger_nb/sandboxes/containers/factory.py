@@ -63,7 +63,7 @@ class DockerSandbox:
             return CommandResult("bash: Argument list too long", 126)
         wall_s, limit = timeout_s or WALL_S, self._factory.output_bytes
         ended = self._open.run(command, wall_s, limit * READ_FACTOR)
-        text, cut = shorten(ended.output, limit)
+        text, cut = shorten(ended.output, limit, of_image=self._begin.of_image)
         lines = [text, *_notes(ended, wall_s, self._factory.settings)]
         return CommandResult(
             "\n".join(line for line in lines if line), ended.exit_code, ended.timed_out, cut or ended.overflow

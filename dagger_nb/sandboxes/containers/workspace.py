@@ -52,15 +52,17 @@ _PROBLEMS = {
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """What a sandbox starts from: the tree that patches are made against, and the environment of commands."""
+    """What a sandbox starts from: the tree that patches are made against, the environment of commands, and whether the
+    repository is the image's own."""
 
     tree: str
     environment: Mapping[str, str]
+    of_image: bool
 
 
 def start_of_files() -> Start:
     """For a task that brings its files: the one commit, and the environment of the local sandbox."""
-    return Start("HEAD", _variables(without=_IMAGES_OWN))
+    return Start("HEAD", _variables(without=_IMAGES_OWN), of_image=False)
 
 
 def shared_variables() -> dict[str, str]:
@@ -90,7 +92,7 @@ def strip(container: Container, base_commit: str) -> Start:
     tree, _, rest = ended.output.decode(errors="replace").partition("\n")
     pairs = (line.split("=", 1) for line in rest.split("\0") if "=" in line)
     found = {name: value for name, value in pairs if _NAME.fullmatch(name) and name not in _SHELLS_OWN}
-    return Start(tree, found | shared_variables())
+    return Start(tree, found | shared_variables(), of_image=True)
 
 
 def read(container: Container, path: str) -> str:
