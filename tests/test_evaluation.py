@@ -7,6 +7,9 @@ import dataclasses
 import gzip
 import json
 import logging
+import os
+import random
+import subprocess
 import threading
 from types import SimpleNamespace
 
@@ -37,7 +40,7 @@ from dagger_nb.evaluation.grading import (
 )
 from dagger_nb.evaluation.official import harness_for
 from dagger_nb.evaluation.predictions import Prediction, read_predictions, run_id, write_predictions
-from dagger_nb.evaluation.protection import Canaries
+from dagger_nb.evaluation.protection import Canaries, draw_canaries
 from dagger_nb.evaluation.protocol import lessons, protocol_counts, realised_dose
 from dagger_nb.evaluation.shares import clustered_share
 from dagger_nb.evaluation.tables import OUTCOME_COLUMNS, outcomes, rates, score, score_table
