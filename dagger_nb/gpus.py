@@ -40,5 +40,6 @@ def local_gpus() -> list[LocalGpu]:
         rows = [[part.strip() for part in line.split(",")] for line in done.stdout.splitlines() if line.strip()]
         return [LocalGpu(name, float(mebibytes) * 2**20, driver) for name, mebibytes, driver in rows]
     except (OSError, subprocess.SubprocessError, ValueError) as error:
-        words = getattr(error, "stdout", "") or error
-        raise EnvironmentProblem(f"nvidia-smi fails ({words}); repair the NVIDIA driver") from error
+        words = str(getattr(error, "stdout", "") or error).strip()
+        step = f"correct CUDA_VISIBLE_DEVICES={visible}, or repair" if visible else "repair"
+        raise EnvironmentProblem(f"nvidia-smi fails ({words}); {step} the NVIDIA driver") from error

@@ -109,7 +109,8 @@ async def label_episode(
         for job in jobs:  # those that still wait when one of them has failed for good
             job.cancel()
     pairs = zip(states, answers, strict=True)
-    found = [_outcome(trajectory, turn, answer, policy.name, renderer) for turn, answer in pairs]
+    longest = sampling.max_new_tokens
+    found = [_outcome(trajectory, turn, answer, policy.name, renderer, longest) for turn, answer in pairs]
     labels = tuple(state for state in found if isinstance(state, Label))
     return Labelled(labels, tuple(state for state in found if isinstance(state, Missing)))
 
@@ -161,14 +162,17 @@ async def _answer(
 
 
 def _outcome(
-    trajectory: Trajectory, turn: Turn, answer: Action | tuple[str, str], name: str, renderer: Renderer
+    trajectory: Trajectory, turn: Turn, answer: Action | tuple[str, str], name: str, renderer: Renderer, longest: int
 ) -> Label | Missing:
-    """The label that an answer is, or why there is none; what the student could not say it cannot learn to say."""
+    """The label that an answer is, or why there is none; what the student could not say it cannot learn to say.
+
+    Nor in as many tokens as a turn may have (`longest`): the student's format takes more of them than another's.
+    """
     if isinstance(answer, Action):
         label = _label(trajectory, turn, answer, name, renderer)
-        if renderer.means(label.token_ids, answer):
+        if renderer.means(label.token_ids[:longest], answer):
             return label
-        answer = "malformed", "the student's format cannot say it"
+        answer = "malformed", f"the student's format cannot say it in {longest} tokens"
     return _missing(trajectory, turn, name, *answer)
 
 

@@ -58,9 +58,10 @@ def differences(settings: Settings) -> None:
 def fleet(settings: Settings) -> Executor:
     """Who runs this notebook's episodes, made at the first call and kept for the others."""
     key = settings if settings.served else settings.workers
+    for other, crew in _executors.items():  # of settings that a reader has changed since: its servers hold the GPU
+        if other != key:
+            crew.rest()
     if key not in _executors:
-        for other in _executors.values():  # of settings that a reader has changed since: its servers hold the GPU
-            other.rest()
         _executors[key] = executor(settings)
         atexit.register(_executors[key].close)  # before Python itself is taken apart
     return _executors[key]

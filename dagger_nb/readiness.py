@@ -101,7 +101,8 @@ def gpu(settings: Settings) -> list[Check]:
         what = f"a student of {size:,} parameters is served and trained on the processor"
         return [Check("GPU", "ok", f"none, and none is needed: {what}")]
     if not found:
-        return [Check("GPU", "fail", f"none (no nvidia-smi); {needed}", GET_GPU)]
+        why = "CUDA_VISIBLE_DEVICES hides all" if "CUDA_VISIBLE_DEVICES" in os.environ else "no nvidia-smi"
+        return [Check("GPU", "fail", f"none ({why}); {needed}", GET_GPU)]
     first = found[0]
     used = "1 is used: " if len(found) > 1 else ""
     what = f"{used}{len(found)} x {first.name}, {first.bytes / memory.GB:.0f} GB, driver {first.driver}; {needed}"

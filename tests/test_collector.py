@@ -317,7 +317,7 @@ def test_a_malformed_turn_of_the_teacher_is_asked_for_once_more_and_then_execute
     by = Stammering({0: 1, 2: 2})
 
     async def label(task: Task, trajectory: Trajectory) -> Labelled:
-        every, greedy = LabelSettings(), Sampling(max_new_tokens=8)
+        every, greedy = LabelSettings(), Sampling(max_new_tokens=160)
         more = {"policy": by, "renderer": renderer, "sampling": greedy, "settings": every, "run_seed": 0}
         return await label_episode(task, trajectory, **more)
 

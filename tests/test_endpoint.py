@@ -357,13 +357,14 @@ def test_what_fails_in_the_end_is_a_policy_error_and_costs_nothing_where_the_ser
     assert len(calls_table(file, "run")) == 0
 
 
-@pytest.mark.parametrize(("fault", "tries"), [("400", 1), ("402", 1)])
-def test_a_refused_request_and_a_spent_quota_are_not_tried_again(server, file, fault, tries):
+@pytest.mark.parametrize(("fault", "kind"), [("400", PolicyError), ("402", EnvironmentProblem)])
+def test_a_refused_request_and_a_spent_account_are_not_tried_again(server, file, fault, kind):
+    """Without credit every label would be refused: the first refusal ends the run."""
     before = server.count()["tries"]
     server.next(fault)
-    with pytest.raises(PolicyError):
+    with pytest.raises(EnvironmentProblem) as raised:
         asked(server, file, said(next(FRESH)))
-    assert server.count()["tries"] == before + tries
+    assert raised.type is kind and server.count()["tries"] == before + 1
 
 
 def test_a_reply_without_a_count_is_used_and_keeps_its_bound(server, file):
@@ -592,7 +593,7 @@ def test_same_model():
 def test_a_wrong_key_is_final_and_says_what_to_set(server, file, monkeypatch):
     monkeypatch.setenv(KEY_VARIABLE, "wrong-key-55aa55aa")
     for use in (said(next(FRESH)), check):
-        with pytest.raises(PolicyError, match="set the environment variable") as raised:
+        with pytest.raises(EnvironmentProblem, match="set the environment variable") as raised:
             asked(server, file, use)
         assert "wrong-key-55aa55aa" not in str(raised.value)
     assert len(calls_table(file, "run")) == 0
@@ -735,8 +736,13 @@ def visited(task: Task, length: int = 6) -> tuple[Task, Trajectory]:
     return stated, Trajectory(task.instance_id, 0, 2, "base", tuple(turns), StopReason.TURNS, "", 5)
 
 
-def labelled(policy: Any, task: Task, found: Trajectory, renderer: Any, settings: LabelSettings = EVERY):
-    return label_episode(task, found, policy=policy, renderer=renderer, sampling=GREEDY, settings=settings, run_seed=3)
+def labelled(
+    policy: Any, task: Task, found: Trajectory, renderer: Any, settings: LabelSettings = EVERY, longest: int = 160
+):
+    sampling = Sampling(max_new_tokens=longest)
+    return label_episode(
+        task, found, policy=policy, renderer=renderer, sampling=sampling, settings=settings, run_seed=3
+    )
 
 
 def test_the_oracle_behind_the_protocol_gives_the_same_labels_byte_for_byte(renderer, train_tasks):
@@ -818,8 +824,17 @@ def test_what_the_student_cannot_say_is_no_label(renderer, train_tasks, thought,
     got = asyncio.run(labelled(Says(action), task, found, renderer))
     assert (len(got.labels), len(got.missing)) == ((2, 0) if said else (0, 2))
     assert {(state.reason, state.detail) for state in got.missing} <= {
-        ("malformed", "the student's format cannot say it")
+        ("malformed", "the student's format cannot say it in 160 tokens")
     }
+
+
+def test_a_label_longer_than_a_turn_of_the_student_may_be_is_missing(renderer, train_tasks):
+    """Served, it would be cut off: a teacher's own format may take fewer tokens for the same call."""
+    task, found = visited(train_tasks[0], 1)
+    action = Action("Look.", "execute_bash", {"command": "cat " + "a/very/long/path/" * 4})
+    size = len(renderer.action_ids(action))
+    for longest, labels in ((size, 1), (size - 1, 0)):
+        assert len(asyncio.run(labelled(Says(action), task, found, renderer, longest=longest)).labels) == labels
 
 
 @pytest.mark.parametrize("style", STYLES)

@@ -10,6 +10,7 @@ import shutil
 import sys
 import threading
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -179,6 +180,7 @@ def test_the_hybrid_models_template_is_refused_and_ours_is_not(tiny_base, tmp_pa
     action = Action("Look.", "execute_bash", {"command": 'echo "x" && ls'})
     renderer = Renderer(tokenizer)
     assert renderer.parse(renderer.action_ids(action)).same_call(action)
+    assert renderer.action_text(replace(action, thought="")).startswith("<tool_call>\n")  # as the stock template has it
     asked = renderer.request_ids("?")
     assert tokenizer.decode(asked).endswith("assistant\n<think>\n\n</think>\n\n")
 

@@ -549,7 +549,7 @@ def test_a_fit_that_lacked_memory_goes_on_with_settings_that_need_less(checkpoin
         return summed_loss(model, row, head_rows=head_rows)
 
     monkeypatch.setattr("dagger_nb.training.fit.summed_loss", lacking)
-    with pytest.raises(ConfigError, match="lower training.head_rows .* the run goes on from here"):
+    with pytest.raises(ConfigError, match="lower training.head_rows, .* the fit goes on"):
         fitted(checkpoint, tmp_path / "cut", replace(SETTINGS, save_steps=1))
     said: list[str] = []
     less = fitted(checkpoint, tmp_path / "cut", replace(SETTINGS, head_rows=5, save_steps=2), said.append)[1]

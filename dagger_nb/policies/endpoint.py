@@ -269,7 +269,9 @@ class EndpointPolicy:
         """What a call that is given up raises: of this request alone, or of an endpoint that serves nobody."""
         if failure.full:
             return ContextError(self._words(failure))
-        if failure.limited and (self._down(failure) or not self._again(failure)):  # as where a day's quota is used up
+        if failure.account or failure.limited and not self._again(failure):  # as where a day's quota is used up
+            return self._gone(failure, "")
+        if failure.limited and self._down(failure):
             return self._gone(failure)
         self._failures += 1
         if self._failures >= OUTAGE:
@@ -279,10 +281,10 @@ class EndpointPolicy:
             self._failures = 0  # these requests were refused, and another is answered
         return (CallLimit if failure.limited else PolicyError)(self._words(failure))
 
-    def _gone(self, failure: Failure) -> EnvironmentProblem:
+    def _gone(self, failure: Failure, others: str = "; nothing else is answered either") -> EnvironmentProblem:
         when = f", and not before {failure.after_s:,.0f} s have passed" if failure.after_s else ""
         advice = f"Run the same command again when it answers{when}"
-        return EnvironmentProblem(f"{self._words(failure)}; nothing else is answered either. {advice}")
+        return EnvironmentProblem(f"{self._words(failure)}{others}. {advice}")
 
     def _again(self, error: BaseException) -> bool:
         return isinstance(error, Failure) and error.again and error.after_s <= self.retries.patience_s

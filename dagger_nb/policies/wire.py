@@ -23,6 +23,7 @@ class Failure(Exception):
         full: whether the request was too long for the model.
         billed: whether there was a reply, only of no use.
         limited: whether the server refused because it is asked too often.
+        account: whether it refused the key or its account, and so would refuse every request.
     """
 
     def __init__(
@@ -34,9 +35,11 @@ class Failure(Exception):
         full: bool = False,
         billed: bool = False,
         limited: bool = False,
+        account: bool = False,
     ) -> None:
         super().__init__(message)
-        self.again, self.after_s, self.full, self.billed, self.limited = again, after_s, full, billed, limited
+        self.again, self.after_s, self.full, self.billed = again, after_s, full, billed
+        self.limited, self.account = limited, account
         self.replies = 0  # that others had had when the call began to fail
 
 
@@ -148,18 +151,20 @@ def _refusal(error: openai.APIStatusError, tools: bool) -> Failure:
     status = error.status_code
     if status in (401, 403):
         advice = "the key is refused: set the environment variable that teacher.key_variable names"
-        return Failure(f"{advice} ({error.message})", again=False)
+        return Failure(f"{advice} ({error.message})", again=False, account=status == 401)  # 403 may be one request's
     if status == 404:
         advice = "no such model or path: see teacher.path and teacher.endpoint, which often ends in /v1"
         return Failure(f"{advice} ({error.message})", again=False)
-    final = error.code == "insufficient_quota" or _TOO_LARGE.search(error.message) is not None
+    spent = status == 402 or error.code == "insufficient_quota"
+    final = spent or _TOO_LARGE.search(error.message) is not None
     again = (status in (408, 409, 429) or status >= 500) and not final
     refused = status in (400, 413, 422)
     full = refused and _TOO_LONG.search(f"{error.code} {error.message}") is not None
     words = error.message
     if tools and refused and not full and _OF_TOOLS.search(words):
         words += "; does it refuse tools? set teacher.style = 'text', which sends none"
-    return Failure(words, again=again, after_s=retry_after(error), full=full, limited=again and status == 429)
+    limited = again and status == 429
+    return Failure(words, again=again, after_s=retry_after(error), full=full, limited=limited, account=spent)
 
 
 # OpenAI's code, and how vLLM and others say that prompt and answer exceed what the model reads.

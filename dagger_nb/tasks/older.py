@@ -41,7 +41,7 @@ class Suite:
 
 
 # The fork's installation of pandas, made not to ask for a network, after a patch of Cython or C.
-_BUILD = """if git status --porcelain -uall | grep -qE '\\.(pyx|pxd|pxi|c|h|cpp)(\\.in)?"?$'; then
+_BUILD = """if git status --porcelain -uall | grep -E '\\.(pyx|pxd|pxi|c|h|cpp)(\\.in)?"?$' > /dev/null; then
   PIP_NO_INDEX=1 python -m pip install -ve . --no-build-isolation --no-deps -Ceditable-verbose=true
 fi"""
 
@@ -137,8 +137,8 @@ def eval_script(row: Mapping[str, Any], suite: Suite) -> str:
             "source /opt/miniconda3/bin/activate",
             "conda activate testbed",
             "cd /testbed",
-            *suite.before,
             "git config --global --add safe.directory /testbed",
+            *suite.before,
             *reset,
             f"git apply -v - <<'{HEREDOC}'",
             row["test_patch"].rstrip("\n"),

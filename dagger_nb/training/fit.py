@@ -232,8 +232,8 @@ def _memory_explained(row: Row) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         raise ConfigError(
             f"the GPU has too little memory for a row of {row.tokens} tokens and {len(row.target_P)} predictions; "
-            "set training.checkpointing, or lower training.head_rows or training.row_tokens, and give the same command "
-            "again: the run goes on from here"
+            "set training.checkpointing or lower training.head_rows, and give the same command again: the fit goes on "
+            "(with lower training.row_tokens, too, where no checkpoint is there yet)"
         ) from error
 
 
@@ -299,7 +299,9 @@ def _claim(output_dir: Path, identity: str) -> None:
         partial.write_text(text)
         partial.replace(file)
     elif file.read_text() != text:
-        raise DataError(f"{output_dir} holds checkpoints of another fit (data, settings, seed or adapter); remove it")
+        raise DataError(
+            f"{output_dir} holds checkpoints of another fit (data, order, settings, seed or adapter); remove it"
+        )
 
 
 def _last_whole_checkpoint(output_dir: Path) -> str | None:
