@@ -172,6 +172,24 @@ def _of_serving(settings: Settings) -> dict[str, bool]:
 SMALLEST_CONTEXT = 16_384  # prompt, a long issue text and one cut observation of a real repository
 
 
+def refuse_images(settings: Settings) -> None:
+    """Raise ConfigError where tasks whose repositories lie in images would meet what is for generated ones."""
+    for message, refused in _of_images(settings, True).items():
+        if refused:
+            raise ConfigError(message)
+
+
+def _of_images(settings: Settings, images: bool) -> dict[str, bool]:
+    """Message -> whether it is deserved, about tasks whose repositories lie in images, or do not."""
+    source = settings.tasks.source
+    return {
+        f"teacher.path = 'scripted' cannot label tasks of {source!r}: it knows generated ones only; name a model "
+        "(and teacher.endpoint where another machine serves it)": images and settings.teacher.scripted,
+        f"sandbox.back_end = {settings.sandbox.back_end!r} cannot run tasks of {source!r}, which live in container "
+        "images; set it to 'docker'": images and settings.sandbox.back_end != "docker",
+    }
+
+
 def _of_source(settings: Settings) -> dict[str, bool]:
     """Message -> whether it is deserved, about where tasks come from."""
     source, context = settings.tasks.source, settings.episode.context
@@ -181,10 +199,7 @@ def _of_source(settings: Settings) -> dict[str, bool]:
         f"tasks.source = {source!r} is refused: it must be {known}{nearest(source, (GENERATED, *HUB))}": not (
             hub or source == GENERATED or source.endswith(TASK_FILES)
         ),
-        f"teacher.path = 'scripted' cannot label tasks of {source!r}: it knows generated ones only; name a model "
-        "(and teacher.endpoint where another machine serves it)": hub and settings.teacher.scripted,
-        f"sandbox.back_end = {settings.sandbox.back_end!r} cannot run tasks of {source!r}, which live in container "
-        "images; set it to 'docker'": hub and settings.sandbox.back_end != "docker",
+        **_of_images(settings, hub),
         f"episode.context = {context} is too small for tasks of {source!r}; set it to at least {SMALLEST_CONTEXT}": hub
         and context < SMALLEST_CONTEXT,
     }

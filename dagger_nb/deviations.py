@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from dagger_nb import config, memory
-from dagger_nb.settings import GENERATED, Settings
+from dagger_nb.settings import GENERATED, HUB, Settings
 
 PAPER: Mapping[str, object] = {
     "tasks.source": "swe-gym",
@@ -114,12 +114,14 @@ DEVIATIONS: tuple[Deviation, ...] = (
         "100 held-out tasks of SWE-Gym, ids not published",
         "{s.tasks.test} of 100 drawn by a written-down seed (dagger_nb.tasks.hub.HOLDOUT_SEED)",
         "nobody else can know the authors' ids; numbers on the two holdouts are not comparable task by task",
+        only=lambda settings: settings.tasks.source in HUB,
     ),
     Deviation(
         "466 of SWE-bench Verified's 500 tasks, which ones is not said",
         "{s.tasks.unseen} of 500",
         "the missing 34 are not known",
         ("tasks.unseen",),
+        only=lambda settings: settings.tasks.source in HUB,
     ),
     Deviation(
         "prompts, longest answer, longest observation and loop rule are not published",
@@ -132,6 +134,7 @@ DEVIATIONS: tuple[Deviation, ...] = (
         "swebench 5 with the fork's test commands, without that installation but where a patch touches compiled code "
         "of pandas",
         "grading has no network; the images hold the package already, in editable mode",
+        only=lambda settings: settings.tasks.source in HUB,
     ),
     Deviation(
         "SWE-bench's harness grades",
@@ -191,6 +194,7 @@ DEVIATIONS: tuple[Deviation, ...] = (
         "{s.student.template}: no thinking",
         "the stock template rewrites earlier turns, and a history that is rewritten cannot be trained as it was seen",
         profiles=_SMALL,
+        only=lambda settings: bool(settings.student.template),
     ),
     Deviation(
         "the loss is a sum over an action's tokens and a mean over states (equations 12 and 13)",

@@ -213,17 +213,20 @@ class Experiment:
     def doubtful(self, exam_name: str) -> dict[str, str]:
         """Instances of an exam whose gold patch is not resolved here, each with its verdict: no student can solve them.
 
-        Real ones may be broken (an image that has rotted, a machine too slow). Graded once, for every run.
+        Real ones may be broken (an image that has rotted, a machine too slow). Graded once, for every run. Of what was
+        lost to the infrastructure nothing is known.
         """
         tasks = self.exam_tasks(exam_name)
         grades = self._graded([(task, task.patch) for task in tasks], self.store.root / "evaluation/gold" / exam_name)
         self._tell_lost(f"gold patches of {exam_name}", grades)
-        return {grade.instance_id: grade.status.value for grade in grades if not grade.resolved}
+        judged = [grade for grade in grades if grade.status is not Status.INFRASTRUCTURE]
+        return {grade.instance_id: grade.status.value for grade in judged if not grade.resolved}
 
     def _tell_lost(self, what: str, grades: Sequence[Grade]) -> None:
-        """Say how many have no verdict, in the words that `reproduction` looks for."""
-        if lost := sum(one.status is Status.INFRASTRUCTURE for one in grades):
-            self.log(f"{what}: {lost} of {len(grades)} tasks have no verdict, {LOST}")
+        """Say how many have no verdict, and why the first, in the words that `reproduction` looks for."""
+        if lost := [one for one in grades if one.status is Status.INFRASTRUCTURE]:
+            first = f"the first is {lost[0].instance_id}: {lost[0].detail[:300]}"
+            self.log(f"{what}: {len(lost)} of {len(grades)} tasks have no verdict, {LOST}; {first}")
 
     def _graded(self, pairs: Sequence[tuple[Task, str]], folder: Path) -> list[Grade]:
         """The verdicts on patches; `folder` is for what swebench's command line judges."""

@@ -16,7 +16,7 @@ from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from dagger_nb import crew, footprint, memory, paths, plan, revisions
+from dagger_nb import config, crew, footprint, memory, paths, plan, revisions
 from dagger_nb.background import result_of
 from dagger_nb.bill import Cap, tariff
 from dagger_nb.checks import Check, disk, existing, failed, on_its_disk
@@ -370,7 +370,9 @@ def _counted(settings: Settings) -> Check:
     try:
         judged = [task for split, count in sizes.items() for task in hub.tasks(settings.tasks.source, split, count)]
         sizes["train"] = settings.tasks.tasks_per_round
-        hub.tasks(settings.tasks.source, "train", sizes["train"])
+        trained = hub.tasks(settings.tasks.source, "train", sizes["train"])
+        if not all(task.files for task in (*judged, *trained)):
+            config.refuse_images(settings)
         refuse_unjudged(judged, settings.sandbox)
     except DaggerError as error:
         return failed("tasks", error)

@@ -32,7 +32,7 @@ TURN_BINS = (0, 3, 6, 9, 12, 16, 20, 25, 30, 40)  # edges of turn indices; longe
 
 NAMES = (
     "outcomes", "disagreement", "protocol", "dose", "lessons", "recovery", "slips", "fits", "losses", "bill", "calls",
-    "digging",
+    "digging", "scores",
 )  # fmt: skip
 
 # Which exams each recipe sits; notebooks 03 and 04 hold them and `plan` predicts them.
@@ -128,8 +128,8 @@ def turn_edges(turns: int) -> tuple[int, ...]:
 
 
 def exam_tables(experiment: Experiment, exam_name: str) -> dict[str, pd.DataFrame]:
-    """What an exam found: outcomes and protocol errors; slips where there were any; and where it was diagnosed,
-    disagreement by turn and recovery."""
+    """What an exam found: outcomes and protocol errors; of real tasks scores with both denominators; slips where there
+    were any; and where it was diagnosed, disagreement by turn and recovery."""
     exam, records = EXAMS[exam_name], experiment.examine(exam_name)
     if exam.shadow:
         bins = turn_edges(experiment.settings.episode.max_turns)
@@ -154,6 +154,8 @@ def _judged(
         "outcomes": tables.outcomes(experiment.recipe.name, settings.seed, experiment.exam_tasks(exam_name), grades),
         "protocol": protocol.protocol_counts(trajectories),
     }
+    if settings.tasks.source != GENERATED:  # of which some may have no verdict, as where an image is missing
+        found["scores"] = tables.score_table({exam_name: grades}).drop(columns="name")
     if not diagnosed(EXAMS[exam_name], settings):
         return found
     labels, resolved = list(all_labels(records)), _verdicts(records, grades)

@@ -57,13 +57,17 @@ def run_cohort(
     began = time.monotonic()
     with ThreadPoolExecutor(max_workers=threads) as pool:
         episodes = [_begin(slot, plan, conditions, session, renderer) for slot, plan in enumerate(plans)]
-        list(pool.map(partial(core.open_sandbox, factory=factory), [e for e in episodes if e.stop is None]))
-        while active := {slot: episode for slot, episode in enumerate(episodes) if episode.stop is None}:
-            moves = _decide(active, conditions, session, teacher, renderer)
-            _execute(active, moves, session, renderer, pool)
-            for episode in active.values():
-                core.stop_late(episode, began)
-        return list(pool.map(core.finish, episodes))
+        try:
+            list(pool.map(partial(core.open_sandbox, factory=factory), [e for e in episodes if e.stop is None]))
+            while active := {slot: episode for slot, episode in enumerate(episodes) if episode.stop is None}:
+                moves = _decide(active, conditions, session, teacher, renderer)
+                _execute(active, moves, session, renderer, pool)
+                for episode in active.values():
+                    core.stop_late(episode, began)
+            return list(pool.map(core.finish, episodes))
+        except BaseException:
+            list(pool.map(core.close_sandbox, [e for e in episodes if e.sandbox is not None]))
+            raise
 
 
 def _begin(slot: int, plan: Plan, conditions: Conditions, session: Session, renderer: Renderer) -> Episode:

@@ -280,10 +280,13 @@ def test_an_instance_whose_gold_patch_fails_is_doubtful(tiny_base, own_home, mon
     monkeypatch.setattr(found, "exam_tasks", lambda _: [good, replace(bad, patch="")])
     assert found.doubtful("test") == {bad.instance_id: "empty_patch"}
     said: list[str] = []
+    lost = Grade(bad.instance_id, Status.INFRASTRUCTURE, detail="no such image")
     monkeypatch.setattr(found, "log", said.append)
-    monkeypatch.setattr(found, "_graded", lambda pairs, folder: [Grade(bad.instance_id, Status.INFRASTRUCTURE)])
-    assert found.doubtful("test") == {bad.instance_id: "infrastructure"}
-    assert said == [f"gold patches of test: 1 of 1 tasks have no verdict, {LOST}"]  # so that they are tried again
+    monkeypatch.setattr(found, "_graded", lambda pairs, folder: [lost])
+    assert found.doubtful("test") == {}  # nothing is known of it, and it is tried again
+    assert said == [
+        f"gold patches of test: 1 of 1 tasks have no verdict, {LOST}; the first is {bad.instance_id}: no such image"
+    ]
 
 
 def test_an_infrastructure_failure_is_no_failed_task(tiny_base, own_home, monkeypatch):
@@ -295,7 +298,13 @@ def test_an_infrastructure_failure_is_no_failed_task(tiny_base, own_home, monkey
     assert grade.status.value == "infrastructure" and grade.detail == "d"
     assert not list(found.store.root.rglob("predictions.jsonl"))[0].read_text()  # nobody may count it as an empty patch
     tables = results.exam_tables(found, "test")
-    assert tables["outcomes"].empty and tables["recovery"].episodes.sum() == 0
+    assert tables["outcomes"].empty and tables["recovery"].episodes.sum() == 0 and "scores" not in tables
+    real = replace(found.settings, tasks=replace(found.settings.tasks, source="own.jsonl"))
+    own = found.exam_tasks("test")
+    monkeypatch.setattr(found, "exam_tasks", lambda _: own)
+    monkeypatch.setattr(found, "settings", real)
+    (row,) = results.exam_tables(found, "test")["scores"].to_dict("records")
+    assert (row["exam"], row["attempted"], row["graded"], row["infrastructure"]) == ("test", 1, 0, 1)
 
 
 def spoken(found: Experiment, commands: dict[int, str]) -> CohortRecord:

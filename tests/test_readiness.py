@@ -337,8 +337,11 @@ def test_tasks_of_another_test_runner_are_told_or_refused(tmp_path):
     assert (told.status, told.what) == ("ok", "test 1, train 2; 1 are graded by swebench's command line")
     without = own | {"tasks.dev": 0, "tasks.longer": 0}
     (refused,) = [c for c in doctor.examine("smoke", without) if c.name == "tasks"]
-    assert refused.status == "fail" and "dask__dask-0 first" in refused.what
-    assert refused.next_step == "set sandbox.back_end = 'docker'"
+    assert refused.status == "fail" and "'scripted' cannot label tasks of" in refused.what
+    modelled = without | {"teacher.path": "m", "teacher.endpoint": "http://localhost:9/v1", "student.back_end": "vllm"}
+    refused = readiness.tasks(config.load("smoke", modelled))
+    assert refused.status == "fail" and "live in container images" in refused.what
+    assert refused.next_step == "set it to 'docker'"
 
 
 # --- Docker ---------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from dagger_nb.base.reenact import Reenactment
 from dagger_nb.episode import Conditions, Limits, Plan, Rollout
-from dagger_nb.errors import BudgetError, SandboxError
+from dagger_nb.errors import BudgetError, DataError, SandboxError
 from dagger_nb.labelling import label_trajectory
 from dagger_nb.mixing import STUDENT_ALONE, TEACHER_ALONE, BernoulliMixer, Schedule, SwitchMixer
 from dagger_nb.policies import teacher
@@ -423,6 +423,19 @@ def test_a_cohort_is_the_same_whenever_it_is_run(renderer, train_tasks, cohort, 
         )
 
     assert once() == once()
+
+
+def test_a_cohort_that_fails_leaves_no_sandbox_open(renderer, train_tasks, monkeypatch):
+    """As where the scripted teacher is shown a task that it knows nothing of: a container would stay."""
+
+    def unknown(*_: object) -> None:
+        raise DataError("the gold patch does not fit")
+
+    monkeypatch.setattr(teacher, "label", unknown)
+    replays = Replays()
+    with pytest.raises(DataError):
+        play(renderer, train_tasks, (), TEACHER_ALONE, factory=replays)
+    assert sorted(replays.closed) == sorted(task.instance_id for task in train_tasks)
 
 
 def test_a_malformed_reply_of_any_kind_does_not_stop_the_teacher(renderer):

@@ -142,6 +142,8 @@ def environment(engine: Engine) -> dict[str, str]:
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
+        "NO_COLOR": "1",  # its log's lines are shown in notebooks
+        "VLLM_LOGGING_COLOR": "0",
         ORDER[0]: os.environ.get(*ORDER),
         "PATH": f"{Path(engine.python).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
     }

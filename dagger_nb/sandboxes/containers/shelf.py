@@ -237,9 +237,10 @@ class _Tally:
             self.log(self.line())
 
     def end(self) -> None:
-        """The last line; none where every image was here."""
+        """The last line, with the first reason of a loss; none where every image was here."""
         if self.fates["pulled"] or self.lost:
-            self.log(self.line())
+            why = "".join(f"; the first that is lost: {str(error)[:300]}" for error in [*self.lost.values()][:1])
+            self.log(self.line() + why)
 
     def line(self) -> str:
         """
