@@ -117,8 +117,18 @@ _WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "True o
 
 def _refuse_degenerate(settings: Settings) -> None:
     """Refuse combinations that would waste a run or make its result meaningless."""
-    for message, refused in {**_general(settings), **_of_source(settings), **_of_serving(settings)}.items():
-        if refused:
+    _refuse({**_general(settings), **_of_source(settings), **_of_serving(settings)})
+
+
+def refuse_images(settings: Settings) -> None:
+    """Raise ConfigError where tasks whose repositories lie in images would meet what is for generated ones."""
+    _refuse(_of_images(settings))
+
+
+def _refuse(reasons: Mapping[str, bool]) -> None:
+    """Raise ConfigError with the first message that is deserved."""
+    for message, deserved in reasons.items():
+        if deserved:
             raise ConfigError(message)
 
 
@@ -172,21 +182,14 @@ def _of_serving(settings: Settings) -> dict[str, bool]:
 SMALLEST_CONTEXT = 16_384  # prompt, a long issue text and one cut observation of a real repository
 
 
-def refuse_images(settings: Settings) -> None:
-    """Raise ConfigError where tasks whose repositories lie in images would meet what is for generated ones."""
-    for message, refused in _of_images(settings, True).items():
-        if refused:
-            raise ConfigError(message)
-
-
-def _of_images(settings: Settings, images: bool) -> dict[str, bool]:
-    """Message -> whether it is deserved, about tasks whose repositories lie in images, or do not."""
+def _of_images(settings: Settings) -> dict[str, bool]:
+    """Message -> whether it is deserved, about tasks whose repositories lie in images."""
     source = settings.tasks.source
     return {
         f"teacher.path = 'scripted' cannot label tasks of {source!r}: it knows generated ones only; name a model "
-        "(and teacher.endpoint where another machine serves it)": images and settings.teacher.scripted,
+        "(and teacher.endpoint where another machine serves it)": settings.teacher.scripted,
         f"sandbox.back_end = {settings.sandbox.back_end!r} cannot run tasks of {source!r}, which live in container "
-        "images; set it to 'docker'": images and settings.sandbox.back_end != "docker",
+        "images; set it to 'docker'": settings.sandbox.back_end != "docker",
     }
 
 
@@ -199,7 +202,7 @@ def _of_source(settings: Settings) -> dict[str, bool]:
         f"tasks.source = {source!r} is refused: it must be {known}{nearest(source, (GENERATED, *HUB))}": not (
             hub or source == GENERATED or source.endswith(TASK_FILES)
         ),
-        **_of_images(settings, hub),
+        **(_of_images(settings) if hub else {}),
         f"episode.context = {context} is too small for tasks of {source!r}; set it to at least {SMALLEST_CONTEXT}": hub
         and context < SMALLEST_CONTEXT,
     }

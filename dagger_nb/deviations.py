@@ -59,6 +59,10 @@ class Deviation:
         return settings.profile in self.profiles and self.only(settings)
 
 
+def _of_hub(settings: Settings) -> bool:
+    return settings.tasks.source in HUB
+
+
 _SMALL, _PAPERS, _EIGHT = ("qwen3-0.6b",), ("qwen3-4b", "qwen3-8b"), ("qwen3-8b",)
 DEVIATIONS: tuple[Deviation, ...] = (
     Deviation(
@@ -114,14 +118,14 @@ DEVIATIONS: tuple[Deviation, ...] = (
         "100 held-out tasks of SWE-Gym, ids not published",
         "{s.tasks.test} of 100 drawn by a written-down seed (dagger_nb.tasks.hub.HOLDOUT_SEED)",
         "nobody else can know the authors' ids; numbers on the two holdouts are not comparable task by task",
-        only=lambda settings: settings.tasks.source in HUB,
+        only=_of_hub,
     ),
     Deviation(
         "466 of SWE-bench Verified's 500 tasks, which ones is not said",
         "{s.tasks.unseen} of 500",
         "the missing 34 are not known",
         ("tasks.unseen",),
-        only=lambda settings: settings.tasks.source in HUB,
+        only=_of_hub,
     ),
     Deviation(
         "prompts, longest answer, longest observation and loop rule are not published",
@@ -134,7 +138,7 @@ DEVIATIONS: tuple[Deviation, ...] = (
         "swebench 5 with the fork's test commands, without that installation but where a patch touches compiled code "
         "of pandas",
         "grading has no network; the images hold the package already, in editable mode",
-        only=lambda settings: settings.tasks.source in HUB,
+        only=_of_hub,
     ),
     Deviation(
         "SWE-bench's harness grades",

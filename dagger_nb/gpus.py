@@ -22,6 +22,11 @@ class LocalGpu:
     driver: str
 
 
+def gpus_hidden() -> bool:
+    """Whether CUDA_VISIBLE_DEVICES admits none."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+
+
 def local_gpus() -> list[LocalGpu]:
     """The GPUs that CUDA_VISIBLE_DEVICES admits, all where it is not set; none where there is no nvidia-smi.
 
@@ -31,9 +36,9 @@ def local_gpus() -> list[LocalGpu]:
         EnvironmentProblem: nvidia-smi is there and fails, as with a driver that does not fit.
     """
     program = shutil.which("nvidia-smi")
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if program is None or visible in ("", "-1"):
+    if program is None or gpus_hidden():
         return []
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     try:
         chosen = [] if visible is None else ["--id", visible]
         done = subprocess.run([program, *_QUERY, *chosen], capture_output=True, text=True, timeout=60, check=True)

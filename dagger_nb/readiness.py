@@ -19,10 +19,10 @@ from tempfile import TemporaryDirectory
 from dagger_nb import config, crew, footprint, memory, paths, plan, revisions
 from dagger_nb.background import result_of
 from dagger_nb.bill import Cap, tariff
-from dagger_nb.checks import Check, disk, existing, failed, on_its_disk
+from dagger_nb.checks import Check, disk, existing, failed
 from dagger_nb.errors import CallLimit, DaggerError, DataError, EnvironmentProblem
 from dagger_nb.evaluation.grading import refuse_unjudged, without_pytest
-from dagger_nb.gpus import local_gpus
+from dagger_nb.gpus import gpus_hidden, local_gpus
 from dagger_nb.recipes import RECIPES
 from dagger_nb.settings import GENERATED, HUB, Settings
 from dagger_nb.shapes import shape_of
@@ -53,10 +53,9 @@ def downloads(settings: Settings) -> list[Check]:
     if _one_disk():
         return []
     try:
-        needed = on_its_disk(_hub_cache(), claims(settings))
-    except DaggerError as error:
+        return [disk("disk of the hub's models", _hub_cache(), _missing_gb(settings), "HF_HUB_CACHE")]
+    except DaggerError as error:  # a model whose shape is not known
         return [failed("disk of the hub's models", error)]
-    return [disk("disk of the hub's models", _hub_cache(), needed, "HF_HUB_CACHE")]
 
 
 def _missing_gb(settings: Settings) -> float:
@@ -101,7 +100,7 @@ def gpu(settings: Settings) -> list[Check]:
         what = f"a student of {size:,} parameters is served and trained on the processor"
         return [Check("GPU", "ok", f"none, and none is needed: {what}")]
     if not found:
-        why = "CUDA_VISIBLE_DEVICES hides all" if "CUDA_VISIBLE_DEVICES" in os.environ else "no nvidia-smi"
+        why = "CUDA_VISIBLE_DEVICES hides all" if gpus_hidden() else "no nvidia-smi"
         return [Check("GPU", "fail", f"none ({why}); {needed}", GET_GPU)]
     first = found[0]
     used = "1 is used: " if len(found) > 1 else ""

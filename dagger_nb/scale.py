@@ -25,7 +25,7 @@ from itertools import product
 from typing import Any
 
 from dagger_nb import memory, paths
-from dagger_nb.experiment import EXAMS
+from dagger_nb.experiment import EXAMS, diagnosed
 from dagger_nb.mixing import BernoulliMixer
 from dagger_nb.rates import Rates
 from dagger_nb.recipes import recipe
@@ -148,7 +148,7 @@ def rates(settings: Settings, gpu: Gpu) -> Rates:
     """What `plan` multiplies with: a row for each kind of phase that a served profile has."""
     found = {f"{who} train": _row(settings, gpu, share) for who, share in student_shares(settings).items()}
     for who, split in product(("base", "student", "slips", "teacher"), SPLITS):
-        found[f"{who} {split}"] = _row(settings, gpu, 1.0, labelled=_labelled(who, split))
+        found[f"{who} {split}"] = _row(settings, gpu, 1.0, labelled=_labelled(who, split, settings))
     trained = {"kept": value("kept"), "tree": episode(settings).length * value("tree")}
     for who in student_shares(settings):
         found[f"{TRAIN} {who}"] = trained | {"seconds": train_seconds(settings, gpu)}
@@ -156,9 +156,10 @@ def rates(settings: Settings, gpu: Gpu) -> Rates:
     return found
 
 
-def _labelled(who: str, split: str) -> bool:
+def _labelled(who: str, split: str, settings: Settings) -> bool:
     """Whether the teacher labels the states of such an exam; `test-sampled` is planned as `test` is."""
-    return who != "slips" and any(exam.diagnosed for exam in EXAMS.values() if exam.split == split)
+    alike = (exam for exam in EXAMS.values() if (exam.split, exam.slips) == (split, who == "slips"))
+    return any(diagnosed(exam, settings) for exam in alike)
 
 
 def _row(settings: Settings, gpu: Gpu, student_share: float, *, labelled: bool = True) -> dict[str, float]:

@@ -102,6 +102,10 @@ def test_attention_needs_a_compiler_and_this_pythons_headers(tmp_path, monkeypat
 def test_no_gpu_and_a_broken_driver_are_told_apart(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert readiness.gpu(served())[0].what.startswith("none (no nvidia-smi)")
+    for visible, said in (("0", "none (no nvidia-smi)"), ("", "none (CUDA_VISIBLE_DEVICES hides all)")):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert readiness.gpu(served())[0].what.startswith(said)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     program(tmp_path, "nvidia-smi", "/bin/echo mismatch; exit 9")
     assert "mismatch" in readiness.gpu(served())[0].what
 

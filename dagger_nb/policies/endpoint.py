@@ -218,14 +218,13 @@ class EndpointPolicy:
         A refusal of too many calls is no try where others were answered: it is waited out, `retries.outage_s` at the
         most. Who waits keeps its place: others in it would only be refused as well.
         """
-        replies: list[int] = []
-        tries = 0
+        first, tries = None, 0
 
         def enough(state: RetryCallState) -> bool:
-            nonlocal tries
+            nonlocal first, tries
             failure = state.outcome.exception()
-            replies.append(self._replies)
-            failure.replies = replies[0]
+            first = self._replies if first is None else first
+            failure.replies = first
             tries += not (failure.limited and self._replies and state.seconds_since_start < self.retries.outage_s)
             return tries >= self.retries.tries
 

@@ -239,8 +239,8 @@ class _Tally:
     def end(self) -> None:
         """The last line, with the first reason of a loss; none where every image was here."""
         if self.fates["pulled"] or self.lost:
-            why = "".join(f"; the first that is lost: {str(error)[:300]}" for error in [*self.lost.values()][:1])
-            self.log(self.line() + why)
+            why = next(iter(self.lost.values()), None)
+            self.log(self.line() + (f"; the first that is lost: {str(why)[:300]}" if why else ""))
 
     def line(self) -> str:
         """
