@@ -126,7 +126,7 @@ def test_what_cannot_be_had_is_said_with_what_to_do(keep, registry, factory):
     told: list[str] = []
     failed = keep.prefetch([registry.names[0], missing], told.append)
     assert list(failed) == [missing] and "check the image's name" in str(failed[missing])
-    assert told[-1] == "images: 2 of 2: 1 pulled, 1 cannot be had"
+    assert told[-1] == f"images: 2 of 2: 1 pulled, 1 cannot be had; the first that is lost: {failed[missing]}"
     task = Task("a", "a/a", "", "", "", "", (), (), "1", missing, "", "", "")
     with pytest.raises(SandboxError, match="is not on this machine and cannot be pulled"):
         factory.open(task)
@@ -153,7 +153,8 @@ def test_a_registry_that_is_gone_is_not_asked_for_every_image(keep, registry):
     told: list[str] = []
     lost = keep.prefetch([*missing, registry.names[0]], told.append)
     assert shelf.HOPELESS <= len(lost) < 100 and here(keep, registry) == []
-    assert told[-1] == f"images: 101 of 101: {len(lost)} cannot be had, {101 - len(lost)} left until they are needed"
+    count = f"images: 101 of 101: {len(lost)} cannot be had, {101 - len(lost)} left until they are needed"
+    assert told[-1] == f"{count}; the first that is lost: {next(iter(lost.values()))}"
 
 
 def test_the_least_recently_used_go_first_and_what_was_not_pulled_here_stays(client, registry, tmp_path):
@@ -208,13 +209,14 @@ def test_a_missing_image_is_the_failure_of_its_task_alone(client, base, factory,
         stops = [trajectory.stop.value for trajectory in record.trajectories]
         assert stops == ["finish", "finish", "infrastructure"]
         assert "cannot be pulled" in record.trajectories[2].detail
-        assert "images: 3 of 3: 2 pulled, 1 cannot be had" in told
+        why = f"; the first that is lost: image {names[2]} is not on this machine and cannot be pulled"
+        assert any(line.startswith(f"images: 3 of 3: 2 pulled, 1 cannot be had{why}") for line in told)
         graded = experiment.grade("test", round_=0)
         assert [grade.status.value for grade in graded] == ["resolved", "resolved", "infrastructure"]
-        assert "images: 3 of 3: 2 here already, 1 cannot be had" in told
+        assert any(line.startswith(f"images: 3 of 3: 2 here already, 1 cannot be had{why}") for line in told)
         (lost,) = grade_all([(bare[2], bare[2].patch)], factory, log=told.append)
         assert lost.status.value == "infrastructure" and "cannot be pulled" in lost.detail
-        assert told[-1] == "images: 1 of 1: 1 cannot be had"
+        assert told[-1].startswith(f"images: 1 of 1: 1 cannot be had{why}")
 
 
 def test_a_full_disk_is_told_apart(client, tmp_path):
