@@ -27,7 +27,7 @@ from meter import CPU, Meter, save
 from peft import PeftModel
 from synthetic import TINY, TREE, build, rows_of, trajectory
 
-from dagger_nb.shapes import Shape
+from dagger_nb.sizing.shapes import Shape
 from dagger_nb.training.attention import ATTENTIONS
 from dagger_nb.training.loss import summed_loss
 from dagger_nb.training.mask import Row

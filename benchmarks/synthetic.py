@@ -11,7 +11,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
 
 from dagger_nb.settings import LoraSettings
-from dagger_nb.shapes import Shape, shape_of
+from dagger_nb.sizing.shapes import Shape, shape_of
 from dagger_nb.training.mask import Row, pack
 from dagger_nb.training.model import add_adapter
 from dagger_nb.training.tree import Example, Segments, Target, as_executed, build_tree, one_by_one

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 
 from dagger_nb.answers import AnswerFile
 from dagger_nb.errors import BudgetError
-from dagger_nb.policies.protocol import Usage
 from dagger_nb.settings import LabelSettings
 
 if TYPE_CHECKING:
@@ -30,6 +29,18 @@ if TYPE_CHECKING:
 PICOS = 10**12  # of one unit of the currency
 GRACE_S = 30.0  # for a busy machine to close a call whose time is over
 POLL_S = 0.05  # between two looks whether open calls have settled, only where a budget is nearly spent
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """What one answer was billed for, in tokens; `cached` is the part of `prompt` that the server had read before."""
+
+    prompt: int = 0
+    completion: int = 0
+    cached: int = 0
+
+    def __add__(self, other: Tokens) -> Tokens:
+        return Tokens(self.prompt + other.prompt, self.completion + other.completion, self.cached + other.cached)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +59,10 @@ class Prices:
     cached: float = 0.0
     completion: float = 0.0
 
-    def picos(self, usage: Usage) -> int:
+    def picos(self, usage: Tokens) -> int:
         """What a call costs.
 
-        >>> Prices(0.5, 0.05, 2.0).picos(Usage(prompt=1000, completion=10, cached=600)) / PICOS
+        >>> Prices(0.5, 0.05, 2.0).picos(Tokens(prompt=1000, completion=10, cached=600)) / PICOS
         0.00025
         """
         prompt, cached, completion = (round(price * 10**6) for price in (self.prompt, self.cached, self.completion))
@@ -102,7 +113,7 @@ class Bill:
         self.file, self.account, self.tariff = file, account, tariff
         self._queue = asyncio.Lock()  # calls that wait for budget get it in the order in which they asked
 
-    async def reserve(self, key: str, model: str, bound: Usage, *, within_s: float) -> int:
+    async def reserve(self, key: str, model: str, bound: Tokens, *, within_s: float) -> int:
         """The number of a new open call of at most `bound`, once there is room for it.
 
         A call that is still open `within_s` seconds later, and `GRACE_S` more, belonged to a process that was killed.
@@ -115,7 +126,7 @@ class Bill:
                 await asyncio.sleep(POLL_S)
             return call
 
-    def settle(self, call: int, usage: Usage | None, reply: Mapping[str, Any] | None) -> None:
+    def settle(self, call: int, usage: Tokens | None, reply: Mapping[str, Any] | None) -> None:
         """Close a call with what the server counted (None: it did not say), and keep the reply if it is an answer."""
         with self.file.writing() as connection:
             key, *bound = connection.execute(_BOUND, (call,)).fetchone()
@@ -143,7 +154,7 @@ class Bill:
         """Money that counts against the run's limit by now: charged, or held for calls that are open or uncertain."""
         return self.file.rows(f"SELECT {_SUMS} FROM totals WHERE run = ?", self.account.run)[0][2] / PICOS
 
-    def _reserve(self, key: str, model: str, bound: Usage, within_s: float) -> int | None:
+    def _reserve(self, key: str, model: str, bound: Tokens, within_s: float) -> int | None:
         """A new open call, or None where an open one may yet make room for it."""
         picos = self.tariff.prices.picos(bound)
         with self.file.writing() as connection:

@@ -94,13 +94,14 @@ def _run(options: argparse.Namespace) -> int:
 
 def _refuse_unready(values: Mapping[str, Any]) -> None:
     """Refuse what cannot work, and a served profile that this machine lacks something for, before hours are spent."""
-    from dagger_nb import crew, doctor, provenance
+    from dagger_nb import crew, provenance
+    from dagger_nb.doctor.examination import refuse_unready
 
     settings = _settings(values)
     crew.refuse_teacher(settings)
     if settings.served:
         overrides = {"seed": values["seed"], **values.get("overrides", {})}
-        doctor.refuse_unready(values["profile"], overrides, begun=provenance.begun(settings))
+        refuse_unready(values["profile"], overrides, begun=provenance.begun(settings))
 
 
 def _limit_s(options: argparse.Namespace, values: Mapping[str, Any]) -> float:
@@ -148,12 +149,13 @@ def _find_notebook(name: str) -> Path:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from dagger_nb import config, deviations, doctor
+    from dagger_nb import config, deviations
+    from dagger_nb.doctor import examination
 
     overrides = config.pairs(options.parameter)
     settings = config.load(options.profile, overrides)
-    checks = doctor.examine(options.profile, overrides)
-    _say(doctor.table(checks))
+    checks = examination.examine(options.profile, overrides)
+    _say(examination.table(checks))
     if settings.served:
         _say(f"\nwhere profile {options.profile} leaves the paper:\n{deviations.text(settings)}")
     return 1 if any(check.status == "fail" for check in checks) else 0
@@ -161,9 +163,39 @@ def _doctor(options: argparse.Namespace) -> int:
 
 def _plan(options: argparse.Namespace) -> int:
     from dagger_nb import config
-    from dagger_nb.plan import plan
+    from dagger_nb.planning.plan import plan
 
-    _say(str(plan(config.load(options.profile, {"seed": options.seed, **config.pairs(options.parameter)}))))
+    settings = config.load(options.profile, {"seed": options.seed, **config.pairs(options.parameter)})
+    if options.log and not options.measure:
+        raise ConfigError("--log tells --measure how long turns took; add --measure, or leave it out")
+    if options.measure:
+        return _measure(settings, options.log)
+    if options.check:
+        return _check(settings)
+    _say(str(plan(settings)))
+    return 0
+
+
+def _check(settings: Settings) -> int:
+    """The plan beside this machine's runs; exit code 1 where it missed."""
+    from dagger_nb import results
+    from dagger_nb.fleet import Fleet
+    from dagger_nb.planning import comparison
+    from dagger_nb.planning.plan import plan
+
+    table = comparison.compare(plan(settings), results.runs(settings, Fleet(1)).values())
+    _say(table.round(2).to_string())
+    missed = comparison.misses(table)
+    _say("\n".join(missed) or f"the plan of {settings.profile!r} holds within a factor of {comparison.TOLERANCE:g}")
+    return 1 if missed else 0
+
+
+def _measure(settings: Settings, logs: Sequence[Path]) -> int:
+    from dagger_nb import results
+    from dagger_nb.fleet import Fleet
+    from dagger_nb.planning.rates import write_rates
+
+    _say(f"wrote {write_rates(settings, results.runs(settings, Fleet(1)), logs)}")
     return 0
 
 
@@ -258,7 +290,12 @@ def _parser() -> argparse.ArgumentParser:
     doctor = _command(commands, "doctor", _doctor, "say what this machine has and lacks")
     doctor.add_argument("--profile", default="tiny", help="for which profile (default: tiny)")
     _parameter_option(doctor)
-    _profile_options(_command(commands, "plan", _plan, "predict tokens, test runs and minutes"))
+    plan = _command(commands, "plan", _plan, "predict tokens, test runs and minutes")
+    _profile_options(plan)
+    instead = plan.add_mutually_exclusive_group()
+    instead.add_argument("--check", action="store_true", help="compare with this machine's runs: 1 where it missed")
+    instead.add_argument("--measure", action="store_true", help="write data/plan/rates.json from this machine's runs")
+    plan.add_argument("--log", type=Path, nargs="+", default=[], help="with --measure: logs, executed notebooks")
     show = _command(commands, "show", _show, "say what a run folder holds")
     show.add_argument("run", metavar="RUN", help="name below data/runs, or a path")
     clean = _command(commands, "clean", _clean, "list what can be removed, and remove it with --yes")

@@ -10,16 +10,17 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dagger_nb import memory, paths
+from dagger_nb import paths
 from dagger_nb.background import result_of
 from dagger_nb.errors import ConfigError
 from dagger_nb.fleet import CohortJob, Executor, Fleet
-from dagger_nb.gpus import local_gpus
 from dagger_nb.policies.oracle import OraclePolicy
 from dagger_nb.policies.protocol import Policy, Sampling
 from dagger_nb.records import Task, Trajectory
 from dagger_nb.sandboxes import factory_for
 from dagger_nb.settings import Settings
+from dagger_nb.sizing import memory
+from dagger_nb.sizing.gpus import local_gpus
 from dagger_nb.store import CohortRecord
 from dagger_nb.students import Version, renderer_of
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from dagger_nb import config, memory
+from dagger_nb import config
 from dagger_nb.settings import GENERATED, HUB, Settings
+from dagger_nb.sizing import memory
 
 PAPER: Mapping[str, object] = {
     "tasks.source": "swe-gym",

@@ -42,7 +42,7 @@ def needs(settings: Settings, number: str, patches: int = 0) -> None:
     Raises:
         ConfigError: the profile does not fit this machine's GPU.
     """
-    from dagger_nb.needs import text
+    from dagger_nb.planning.needs import text
 
     print(text(settings, number, patches))
 

@@ -19,13 +19,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dagger_nb.answers import AnswerFile
-from dagger_nb.bill import PICOS, Account, Bill, Cap, Prices, Tariff, bill_table, calls_table, tariff
+from dagger_nb.bill import PICOS, Account, Bill, Cap, Prices, Tariff, Tokens, bill_table, calls_table, tariff
 from dagger_nb.errors import BudgetError, DataError, EnvironmentProblem
-from dagger_nb.policies.protocol import Usage
 from dagger_nb.settings import LabelSettings
 
 REPLY = {"message": {"content": "x"}, "finish_reason": "stop", "model": "m", "usage": None}
-BOUND = Usage(prompt=100, completion=10)
+BOUND = Tokens(prompt=100, completion=10)
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -36,7 +35,7 @@ def file(tmp_path):
     found.close()
 
 
-def reserve(bill: Bill, key: str = "k", bound: Usage = BOUND, within_s: float = 60.0) -> int:
+def reserve(bill: Bill, key: str = "k", bound: Tokens = BOUND, within_s: float = 60.0) -> int:
     return asyncio.run(bill.reserve(key, "m", bound, within_s=within_s))
 
 
@@ -54,7 +53,7 @@ def added_up(file: AnswerFile) -> list[tuple[int, ...]]:
 def test_an_answer_is_found_by_its_key_also_by_the_next_process(file):
     bill = Bill(file, Account("r", 1))
     assert file.find("k") is None
-    bill.settle(reserve(bill), Usage(1, 2), REPLY)
+    bill.settle(reserve(bill), Tokens(1, 2), REPLY)
     assert file.find("k") == REPLY
     assert AnswerFile(file.path).find("k") == REPLY
 
@@ -62,7 +61,7 @@ def test_an_answer_is_found_by_its_key_also_by_the_next_process(file):
 def test_the_first_answer_under_a_key_stays(file):
     bill = Bill(file, Account("r", 1))
     for text in ("first", "second"):
-        bill.settle(reserve(bill), Usage(1, 2), {"message": text})
+        bill.settle(reserve(bill), Tokens(1, 2), {"message": text})
     assert file.find("k") == {"message": "first"}
     assert len(calls_table(file, "r")) == 2  # both were paid for
 
@@ -71,7 +70,7 @@ def test_answer_and_bill_are_written_together_or_not_at_all(file):
     bill = Bill(file, Account("r", 1))
     call = reserve(bill)
     with pytest.raises(TypeError):
-        bill.settle(call, Usage(1, 2), {"message": object()})
+        bill.settle(call, Tokens(1, 2), {"message": object()})
     assert calls_table(file, "r").state.tolist() == ["open"] and totals(file) == [(1, 110, 0)]
 
 
@@ -93,7 +92,7 @@ def test_what_is_no_file_of_answers_is_refused(tmp_path):
 
 def test_a_forked_child_opens_its_own_connection(file):
     bill = Bill(file, Account("r", 1))
-    bill.settle(reserve(bill), Usage(1, 2), REPLY)
+    bill.settle(reserve(bill), Tokens(1, 2), REPLY)
     child = os.fork()
     if child == 0:
         os._exit(0 if file.find("k") == REPLY and reserve(Bill(file, Account("r", 2)), "c") else 1)
@@ -106,10 +105,10 @@ def test_a_forked_child_opens_its_own_connection(file):
 
 def test_what_a_call_costs():
     prices = Prices(prompt=3.0, cached=0.3, completion=15.0)
-    assert prices.picos(Usage(prompt=1_000_000, cached=400_000, completion=0)) / PICOS == 1.92
-    assert prices.picos(Usage(completion=2)) == 30 * 10**6
+    assert prices.picos(Tokens(prompt=1_000_000, cached=400_000, completion=0)) / PICOS == 1.92
+    assert prices.picos(Tokens(completion=2)) == 30 * 10**6
     unsaid = Prices(prompt=3.0)  # of cached tokens: then they are no gift
-    assert unsaid.picos(Usage(prompt=10, cached=10)) == unsaid.picos(Usage(prompt=10))
+    assert unsaid.picos(Tokens(prompt=10, cached=10)) == unsaid.picos(Tokens(prompt=10))
 
 
 def test_the_settings_reach_the_tariff():
@@ -150,7 +149,7 @@ def test_rounds_have_limits_of_their_own_and_runs_do_not_pay_for_each_other(file
         bill, made = Bill(file, Account(run, round_), limits), 0
         with contextlib.suppress(BudgetError):
             while made < 9:
-                bill.settle(reserve(bill), Usage(1, 1), None)
+                bill.settle(reserve(bill), Tokens(1, 1), None)
                 made += 1
         return made
 
@@ -159,7 +158,7 @@ def test_rounds_have_limits_of_their_own_and_runs_do_not_pay_for_each_other(file
 
 def test_settling_and_refusals_make_room(file):
     bill = Bill(file, Account("r", 1), Tariff(run=Cap(tokens=220)))
-    bill.settle(reserve(bill), Usage(5, 5), REPLY)
+    bill.settle(reserve(bill), Tokens(5, 5), REPLY)
     bill.release(reserve(bill))
     bill.doubt(reserve(bill))
     assert totals(file) == added_up(file) == [(2, 120, 0)]
@@ -171,14 +170,14 @@ def test_a_call_waits_for_open_ones_to_make_room_and_in_order(file):
     bill = Bill(file, Account("r", 1), Tariff(run=Cap(tokens=230)))
     order = []
 
-    async def one(name: str, bound: Usage) -> None:
+    async def one(name: str, bound: Tokens) -> None:
         call = await bill.reserve(name, "m", bound, within_s=60)
         order.append(name)
         await asyncio.sleep(0.02)
-        bill.settle(call, Usage(10, 1), None)
+        bill.settle(call, Tokens(10, 1), None)
 
     async def main() -> None:
-        small = Usage(10, 1)
+        small = Tokens(10, 1)
         await asyncio.gather(one("a", BOUND), one("b", BOUND), one("c", BOUND), one("d", small), one("e", small))
 
     asyncio.run(main())
@@ -202,11 +201,11 @@ def test_whatever_happens_totals_are_the_sum_of_the_calls_and_below_the_limit(tm
     bill = Bill(file, Account("r", 1), Tariff(Prices(0.15, 0.075, 0.6), run=Cap(tokens=1500, money=0.000_5)))
     for what, size in steps:
         try:
-            call = reserve(bill, bound=Usage(size, completion=50), within_s=-60.0)
+            call = reserve(bill, bound=Tokens(size, completion=50), within_s=-60.0)
         except BudgetError:
             continue
         if what == "settle":
-            bill.settle(call, Usage(size // 2, size % 50, size // 4), None)
+            bill.settle(call, Tokens(size // 2, size % 50, size // 4), None)
         elif what != "keep":
             getattr(bill, what)(call)
     assert totals(file)[0] in (added_up(file)[0], (None, None, None))
@@ -222,7 +221,7 @@ from pathlib import Path
 from dagger_nb.answers import AnswerFile
 from dagger_nb.bill import *
 from dagger_nb.errors import BudgetError
-from dagger_nb.policies.protocol import Usage
+from dagger_nb.bill import Tokens
 
 file, name = AnswerFile(Path(sys.argv[1])), sys.argv[2]
 bill = Bill(file, Account("r", 1), Tariff(run=Cap(queries=int(sys.argv[3]))))
@@ -232,10 +231,10 @@ async def main():
     for number in range(100000):
         key = f"{name}-{number}"
         try:
-            call = await bill.reserve(key, "m", Usage(100, 10), within_s=60)
+            call = await bill.reserve(key, "m", Tokens(100, 10), within_s=60)
         except BudgetError:
             return
-        bill.settle(call, Usage(7, 3), {"message": key})
+        bill.settle(call, Tokens(7, 3), {"message": key})
 
 asyncio.run(main())
 """
@@ -274,7 +273,7 @@ def test_threads_share_one_file(file):
     def buy(name: int) -> None:
         for number in range(50):
             key = f"{name}-{number}"
-            bill.settle(bill._reserve(key, "m", BOUND, 60.0), Usage(1, 1), {"message": key})
+            bill.settle(bill._reserve(key, "m", BOUND, 60.0), Tokens(1, 1), {"message": key})
 
     threads = [threading.Thread(target=buy, args=(name,)) for name in range(6)]
     for thread in threads:
@@ -290,7 +289,7 @@ def test_threads_share_one_file(file):
 
 def test_the_bill_says_who_paid_for_what(file):
     prices = Tariff(Prices(2.0, 0.5, 8.0))
-    for round_, usage in ((1, Usage(1000, 10, 400)), (1, Usage(500, 5, 0)), (2, Usage(100, 1, 100))):
+    for round_, usage in ((1, Tokens(1000, 10, 400)), (1, Tokens(500, 5, 0)), (2, Tokens(100, 1, 100))):
         bill = Bill(file, Account("r", round_), prices)
         bill.settle(reserve(bill), usage, None)
     bill.doubt(reserve(bill))

@@ -15,7 +15,8 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from dagger_nb import checks, cli, config, doctor, paths, provenance, readiness, reproduction, store
+from dagger_nb import cli, config, doctor, paths, provenance, reproduction, store
+from dagger_nb.doctor import checks, examination, gpu, machine
 
 Capture = pytest.CaptureFixture[str]
 
@@ -208,7 +209,7 @@ def test_a_served_profile_is_refused_with_what_fails_before_anything_runs(
     for name in ("02_tasks.ipynb", "04_dagger.ipynb"):
         add_notebook(home, name, f"open({str(home / 'ran')!r}, 'w')")
     found = [doctor.Check("git", "ok", "here"), doctor.Check("GPU", "fail", "none", "run on a machine with one")]
-    monkeypatch.setattr(doctor, "examine", lambda *_: found)
+    monkeypatch.setattr(examination, "examine", lambda *_: found)
     assert cli.main([*arguments, "--profile", "qwen3-4b"]) == 2
     error = capsys.readouterr().err
     assert "profile qwen3-4b cannot run here" in error and "fail GPU" in error and "git" not in error
@@ -229,7 +230,7 @@ def test_one_gpu_of_80_gb_is_refused_with_the_override_that_it_then_accepts(
     program.write_text(f"#!/bin/sh\necho '{H100}'\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{home}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setattr(doctor, "examine", lambda *given: readiness.gpu(config.load(*given))[:1])
+    monkeypatch.setattr(examination, "examine", lambda *given: gpu.gpu(config.load(*given))[:1])
     assert cli.main(["run", "04", "--profile", profile]) == 2
     assert f"give -p {SMALLER} (" in capsys.readouterr().err and not (home / "ran").exists()
     assert cli.main(["run", "04", "--profile", profile, "-p", SMALLER]) == 0
@@ -244,7 +245,7 @@ def test_a_served_run_that_goes_on_is_not_refused_for_the_room_it_took(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     add_notebook(home, "02_tasks.ipynb", "1")
-    monkeypatch.setattr(doctor, "examine", lambda *_: [checks.disk("disk", home, 1e9, "HOME")])
+    monkeypatch.setattr(examination, "examine", lambda *_: [checks.disk("disk", home, 1e9, "HOME")])
     assert cli.main(["run", "02", "--profile", "qwen3-4b"]) == 2
     assert "fail disk" in capsys.readouterr().err
     settings = config.load("qwen3-4b")
@@ -312,10 +313,10 @@ def test_doctor_prints_a_line_a_check_and_fails_only_on_failures(
     monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     good, odd = doctor.Check("git", "ok", "/usr/bin/git"), doctor.Check("sandbox", "warn", "weak", "install bubblewrap")
-    monkeypatch.setattr(doctor, "examine", lambda *_: [good, odd])
+    monkeypatch.setattr(examination, "examine", lambda *_: [good, odd])
     assert cli.main(["doctor"]) == 0
     assert "warn sandbox          weak  ->  install bubblewrap" in capsys.readouterr().out
-    monkeypatch.setattr(doctor, "examine", lambda *_: [good, doctor.Check("disk", "fail", "full", "free some")])
+    monkeypatch.setattr(examination, "examine", lambda *_: [good, doctor.Check("disk", "fail", "full", "free some")])
     assert cli.main(["doctor"]) == 1
 
 
@@ -327,28 +328,28 @@ def test_doctor_finds_this_machine_fit() -> None:
 
 
 def test_doctor_says_what_a_weak_sandbox_does_not_hold() -> None:
-    plain = doctor.sandbox("plain")
+    plain = machine.sandbox("plain")
     assert plain.status == "warn" and "network NOT held" in plain.what and "bubblewrap" in plain.next_step
 
 
 def test_doctor_sees_what_is_wrong(home: Path) -> None:
-    assert doctor.python_version((3, 10, 1)).status == "fail"
-    assert doctor.tool("no-such-tool").status == "fail"
+    assert machine.python_version((3, 10, 1)).status == "fail"
+    assert machine.tool("no-such-tool").status == "fail"
     assert checks.disk("disk", home, 1e9, paths.HOME_VARIABLE).status == "fail"
     (home / "data").write_text("a file in the way")
-    refused = doctor.write_permission()
+    refused = machine.write_permission()
     assert refused.status == "fail" and paths.HOME_VARIABLE in refused.next_step
-    other = {"pytest": doctor.Requirement("pytest<1"), "no-such-package": doctor.Requirement("no-such-package==1")}
-    assert [check.status for check in doctor.packages(other)] == ["fail", "fail"]
+    other = {"pytest": machine.Requirement("pytest<1"), "no-such-package": machine.Requirement("no-such-package==1")}
+    assert [check.status for check in machine.packages(other)] == ["fail", "fail"]
 
 
 def test_doctor_checks_the_base_model_by_content(tmp_path: Path) -> None:
-    assert doctor.base_model(tmp_path).status == "fail"
+    assert machine.base_model(tmp_path).status == "fail"
     (tmp_path / "weights.bin").write_bytes(b"weights")
     files = {"weights.bin": store.file_sha256(tmp_path / "weights.bin")}
     (tmp_path / "manifest.json").write_text(json.dumps({"files": files}))
-    assert doctor.base_model(tmp_path).status == "ok"
+    assert machine.base_model(tmp_path).status == "ok"
     (tmp_path / "weights.bin").write_bytes(b"edited")
-    assert "changed files: weights.bin" in doctor.base_model(tmp_path).what
+    assert "changed files: weights.bin" in machine.base_model(tmp_path).what
     (tmp_path / "weights.bin").unlink()
-    assert "missing or changed files: weights.bin" in doctor.base_model(tmp_path).what
+    assert "missing or changed files: weights.bin" in machine.base_model(tmp_path).what

@@ -23,6 +23,7 @@ import torch
 from players import GREEDY, NO_LABELS, Crew, Local, casting, collected, jobs, loading, silent
 
 from dagger_nb import config
+from dagger_nb.bill import Tokens
 from dagger_nb.collector import Capacity, Cast, Collector, Labeller
 from dagger_nb.episode import Conditions, Limits, Plan
 from dagger_nb.errors import (
@@ -41,7 +42,7 @@ from dagger_nb.labelling import SECOND_TEMPERATURE, Labelled, ask_teacher, label
 from dagger_nb.mixing import STUDENT_ALONE, TEACHER_ALONE, BernoulliMixer, Schedule, sampling_seed
 from dagger_nb.policies import teacher
 from dagger_nb.policies.oracle import OraclePolicy
-from dagger_nb.policies.protocol import Answer, Sampling, Usage
+from dagger_nb.policies.protocol import Answer, Sampling
 from dagger_nb.progress import LONGEST_S, Progress
 from dagger_nb.records import Action, StopReason, Task, Trajectory, Turn
 from dagger_nb.rollout import run_cohort
@@ -307,8 +308,8 @@ class Stammering:
         self.asked.append((len(turns), sampling.temperature, seed))
         tried = seed - sampling_seed(0, task.instance_id, 0, len(turns))
         if tried < self.times.get(len(turns), 0):
-            return Answer(Action("", "", raw=f"ls {tried}", error="no call"), usage=Usage(100, 1))
-        return replace(await self.well.answer(task, turns, sampling, seed), usage=Usage(100, 2))
+            return Answer(Action("", "", raw=f"ls {tried}", error="no call"), usage=Tokens(100, 1))
+        return replace(await self.well.answer(task, turns, sampling, seed), usage=Tokens(100, 2))
 
 
 def test_a_malformed_turn_of_the_teacher_is_asked_for_once_more_and_then_executed_without_a_label(
@@ -339,7 +340,7 @@ def test_an_answer_that_was_asked_for_twice_counts_both(train_tasks):
     seed = sampling_seed(0, train_tasks[0].instance_id, 0, 0)
     for times, completion in ((0, 2), (1, 3), (2, 2)):
         answer = ask_teacher(Stammering({0: times}), train_tasks[0], (), GREEDY, seed)
-        assert asyncio.run(answer).usage == Usage(100 * min(2, times + 1), completion)
+        assert asyncio.run(answer).usage == Tokens(100 * min(2, times + 1), completion)
 
 
 def test_an_episode_too_long_for_the_teacher_ends_by_its_context_and_keeps_its_patch(collector, train_tasks):

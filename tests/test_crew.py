@@ -15,8 +15,8 @@ from dagger_nb.answers import AnswerFile
 from dagger_nb.bill import Account, Bill
 from dagger_nb.crew import ServedCrew
 from dagger_nb.errors import ConfigError, EnvironmentProblem
-from dagger_nb.gpus import LocalGpu
 from dagger_nb.policies.endpoint import EndpointPolicy
+from dagger_nb.sizing.gpus import LocalGpu
 from dagger_nb.store import write_json
 
 

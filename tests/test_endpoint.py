@@ -21,7 +21,7 @@ from servers import KEY, MODEL, PRICES, THOUGHT, Server, running, usage_of
 
 from dagger_nb import episode, scaffold
 from dagger_nb.answers import AnswerFile
-from dagger_nb.bill import Account, Bill, Cap, Prices, Tariff, bill_table, calls_table
+from dagger_nb.bill import Account, Bill, Cap, Prices, Tariff, Tokens, bill_table, calls_table
 from dagger_nb.collector import Cast, Collector
 from dagger_nb.errors import CallLimit, ConfigError, ContextError, EnvironmentProblem, PolicyError
 from dagger_nb.evaluation.grading import grade
@@ -31,7 +31,7 @@ from dagger_nb.policies import styles, teacher
 from dagger_nb.policies.admission import check
 from dagger_nb.policies.endpoint import OUTAGE, EndpointPolicy, Retries
 from dagger_nb.policies.oracle import OraclePolicy
-from dagger_nb.policies.protocol import Answer, Sampling, Usage
+from dagger_nb.policies.protocol import Answer, Sampling
 from dagger_nb.policies.wire import Failure, same_model
 from dagger_nb.records import Action, StopReason, Task, Trajectory, Turn, to_json
 from dagger_nb.settings import LabelSettings, TeacherSettings
@@ -379,7 +379,7 @@ def test_a_reply_without_a_count_is_used_and_keeps_its_bound(server, file):
 def test_equal_requests_at_the_same_time_are_one_call(server, file):
     number = next(FRESH)
 
-    async def together(policy: EndpointPolicy) -> list[Usage]:
+    async def together(policy: EndpointPolicy) -> list[Tokens]:
         replies = await asyncio.gather(*(policy.reply(state(number), GREEDY, 0) for _ in range(20)))
         return [usage for _, usage in replies]
 

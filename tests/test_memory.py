@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from dagger_nb import config, gpus, memory, paths, shapes
+from dagger_nb import config, paths
 from dagger_nb.errors import ConfigError, DataError, EnvironmentProblem
 from dagger_nb.settings import Settings
+from dagger_nb.sizing import gpus, memory, shapes
 
 KNOWN = json.loads((paths.data() / "models" / "shapes.json").read_text())
 SERVED = ("qwen3-0.6b", "qwen3-4b", "qwen3-8b")

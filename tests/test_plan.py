@@ -8,14 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from dagger_nb import config, footprint, gpus, needs, plan, rates, results, scale, shapes, usage
+from dagger_nb import cli, config, results
 from dagger_nb.errors import ConfigError, DataError
-from dagger_nb.experiment import EXAMS, Experiment
+from dagger_nb.experiment import EXAMS, Experiment, exam_size
 from dagger_nb.fleet import Fleet, progress_line
+from dagger_nb.planning import comparison, footprint, needs, plan, rates, scale, usage
 from dagger_nb.recipes import RECIPES
 from dagger_nb.records import Action, Label, StopReason, Trajectory, Turn
 from dagger_nb.results import PROGRAMME, exam_group
 from dagger_nb.settings import Settings
+from dagger_nb.sizing import gpus, shapes
 from dagger_nb.store import CohortRecord, round_group, write_json
 
 TEST = Action("Test.", "execute_bash", {"command": "python -m pytest"})
@@ -56,7 +58,7 @@ def write_runs(settings: Settings) -> list[Experiment]:
             fit = {"adapter": "a" * 64, "examples": run.recipe.tasks_per_round, "tokens": 1000, "seconds": 5.0}
             write_json(run.adapter_folder(round_) / "fit.json", fit)
         for exam in PROGRAMME[name]:
-            record = cohort(plan.exam_size(EXAMS[exam], settings), EXAMS[exam].split)
+            record = cohort(exam_size(EXAMS[exam], settings), EXAMS[exam].split)
             run.store.write_cohort(exam_group(run, exam), 0, record)
         made.append(run)
     return made
@@ -94,8 +96,8 @@ def test_counting_adds_up_the_records(settings):
 def test_rates_measured_from_runs_predict_these_runs(settings):
     made = write_runs(settings)
     write_rates(settings, made)
-    table = plan.compare(plan.plan(settings), made)
-    assert plan.misses(table) == []
+    table = comparison.compare(plan.plan(settings), made)
+    assert comparison.misses(table) == []
     assert table.loc["all", ["tokens_ratio", "test_runs_ratio", "fresh_runs_ratio"]].tolist() == pytest.approx(
         [1, 1, 1]
     )
@@ -118,7 +120,7 @@ def test_the_prediction_follows_its_formulas(settings):
 @pytest.mark.parametrize("exam", sorted(EXAMS))
 def test_the_plan_knows_how_many_tasks_an_exam_has(exam, settings):
     settings = config.load("smoke", {"tasks.diagnostic": 2})
-    assert plan.exam_size(EXAMS[exam], settings) == len(Experiment("base", settings, Fleet(1)).exam_tasks(exam))
+    assert exam_size(EXAMS[exam], settings) == len(Experiment("base", settings, Fleet(1)).exam_tasks(exam))
 
 
 def test_a_kind_that_was_never_measured_is_named(settings):
@@ -130,14 +132,14 @@ def test_a_kind_that_was_never_measured_is_named(settings):
 def test_the_check_needs_runs_and_fails_when_the_prediction_misses(settings, capsys):
     made = write_runs(settings)
     write_rates(settings, made)
-    assert plan.main(["--profile", "smoke", "--check"]) == 0
+    assert cli.main(["plan", "--profile", "smoke", "--check"]) == 0
     measured = json.loads(rates.rates_file().read_text())
     for rate in measured["rates"].values():
         rate["turns"] = 3 * rate.get("turns", 0)
     write_json(rates.rates_file(), measured)
-    assert plan.main(["--profile", "smoke", "--check"]) == 1
+    assert cli.main(["plan", "--profile", "smoke", "--check"]) == 1
     assert "test_runs: predicted" in capsys.readouterr().out
-    assert plan.main(["--profile", "smoke", "--seed", "7", "--check"]) == 2
+    assert cli.main(["plan", "--profile", "smoke", "--seed", "7", "--check"]) == 2
     assert "have not run" in capsys.readouterr().err
 
 
@@ -148,6 +150,22 @@ def test_seconds_come_from_the_fleets_own_lines(settings):
     assert rates.seconds_per_turn(lines, used) == dict.fromkeys(titles.values(), 0.5)
     with pytest.raises(DataError, match="base longer"):
         rates.seconds_per_turn([line for line in lines if "base longer" not in line], used)
+
+
+def test_rates_are_measured_and_checked_from_the_command_line(settings, tmp_path, monkeypatch, capsys):
+    used = usage.count(write_runs(settings))
+    titles = [phase.phase.replace("collect 1", "round 1/1") for phase in used if phase.turns]
+    log = tmp_path / "executed.log"
+    monkeypatch.setattr(rates, "time_grading", lambda: 2.0)
+    command = ["plan", "--profile", "smoke", "--measure", "--log", str(log)]
+    assert cli.main(command) == 2 and "name logs or executed notebooks with --log" in capsys.readouterr().err
+    log.write_text("\n".join(progress_line(title, 1, 1, cohort(2, "t"), 5.0) for title in titles), encoding="utf-8")
+    assert cli.main(command) == 0 and str(rates.rates_file()) in capsys.readouterr().out
+    assert (
+        cli.main(["plan", "--profile", "smoke", "--log", str(log)]) == 2 and "add --measure" in capsys.readouterr().err
+    )
+    assert cli.main(["plan", "--profile", "smoke", "--check"]) == 0
+    assert "holds within a factor of 2" in capsys.readouterr().out
 
 
 def test_a_label_costs_no_test_run_and_an_empty_patch_is_not_run(settings):

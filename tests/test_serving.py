@@ -25,8 +25,9 @@ from transformers import AutoModelForCausalLM
 
 from dagger_nb import config
 from dagger_nb.base.reenact import episode
+from dagger_nb.bill import Tokens
 from dagger_nb.errors import BudgetError, ConfigError, DataError, EnvironmentProblem, PolicyError
-from dagger_nb.policies.protocol import Sampling, Usage
+from dagger_nb.policies.protocol import Sampling
 from dagger_nb.policies.served import ServedStudent
 from dagger_nb.records import StopReason, Trajectory, Turn
 from dagger_nb.serving import (
@@ -395,7 +396,7 @@ def test_what_is_asked_is_what_is_trained_on(wire, renderer, train_tasks):
     assert asked["stop_token_ids"] == [renderer.end_id]
     assert answer.token_ids[-1] == renderer.end_id and len(answer.logprobs) == len(answer.token_ids)
     assert answer.action == renderer.parse(answer.token_ids) and answer.usage.cached == 4
-    assert answer.usage == Usage(9, len(answer.token_ids), 4)
+    assert answer.usage == Tokens(9, len(answer.token_ids), 4)
 
 
 def test_greedy_sends_no_chance_and_the_context_bounds_the_answer(wire, renderer, train_tasks):

@@ -26,10 +26,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from dagger_nb import scaffold
-from dagger_nb.bill import Bill
+from dagger_nb.bill import Bill, Tokens
 from dagger_nb.errors import CallLimit, ConfigError, ContextError, EnvironmentProblem, PolicyError
 from dagger_nb.policies import styles
-from dagger_nb.policies.protocol import Answer, Sampling, Usage
+from dagger_nb.policies.protocol import Answer, Sampling
 from dagger_nb.records import Task, Turn, digest
 from dagger_nb.settings import TeacherSettings
 
@@ -132,7 +132,7 @@ class EndpointPolicy:
         reply, usage = await self.reply(scaffold.messages_before(task, turns), sampling, seed)
         return Answer(styles.read(reply["message"], self.settings.style), usage=usage)
 
-    async def reply(self, chat: Chat, sampling: Sampling, seed: int, *, anew: bool = False) -> tuple[Reply, Usage]:
+    async def reply(self, chat: Chat, sampling: Sampling, seed: int, *, anew: bool = False) -> tuple[Reply, Tokens]:
         """The reply to a canonical chat as it was kept, and what it was billed for now; `anew` asks in any case.
 
         Raises as `answer` does.
@@ -141,9 +141,9 @@ class EndpointPolicy:
         key = digest({"revision": self.settings.revision, **body})
         found = None if anew else self.bill.file.find(key)
         if found is not None:
-            return found, Usage()
+            return found, Tokens()
         reply = await self._asked_once(key, body)
-        return reply, usage_of(reply) or Usage()
+        return reply, usage_of(reply) or Tokens()
 
     async def listed(self) -> dict[str, Mapping[str, Any]]:
         """The models that the server says it has, by name; none where it does not say.

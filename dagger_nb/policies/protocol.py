@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from dagger_nb.bill import Tokens
 from dagger_nb.records import Action, Task, Turn
 from dagger_nb.settings import EpisodeSettings
 
@@ -22,18 +23,6 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True)
-class Usage:
-    """What one answer was billed for, in tokens; `cached` is the part of `prompt` that the server had read before."""
-
-    prompt: int = 0
-    completion: int = 0
-    cached: int = 0
-
-    def __add__(self, other: Usage) -> Usage:
-        return Usage(self.prompt + other.prompt, self.completion + other.completion, self.cached + other.cached)
-
-
-@dataclass(frozen=True, slots=True)
 class Answer:
     """One action and how it came about.
 
@@ -44,7 +33,7 @@ class Answer:
     action: Action
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[float, ...] = ()
-    usage: Usage = Usage()
+    usage: Tokens = Tokens()
 
 
 class Policy(Protocol):

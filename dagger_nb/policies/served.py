@@ -13,8 +13,9 @@ from typing import Any
 import aiohttp
 import tenacity
 
+from dagger_nb.bill import Tokens
 from dagger_nb.errors import BudgetError, PolicyError
-from dagger_nb.policies.protocol import Answer, Sampling, Usage
+from dagger_nb.policies.protocol import Answer, Sampling
 from dagger_nb.records import Task, Turn
 from dagger_nb.rendering import Renderer
 
@@ -135,10 +136,10 @@ def _sampling(sampling: Sampling, seed: int) -> dict[str, Any]:
     return {"temperature": sampling.temperature, "top_p": sampling.top_p, "seed": seed}
 
 
-def _usage(reply: Mapping[str, Any]) -> Usage:
+def _usage(reply: Mapping[str, Any]) -> Tokens:
     usage = reply.get("usage") or {}
     cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
-    return Usage(usage.get("prompt_tokens", 0), usage.get("completion_tokens", 0), cached)
+    return Tokens(usage.get("prompt_tokens", 0), usage.get("completion_tokens", 0), cached)
 
 
 def _may_pass(error: BaseException) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 
 import openai
 
-from dagger_nb.policies.protocol import Usage
+from dagger_nb.bill import Tokens
 
 
 class Failure(Exception):
@@ -43,11 +43,11 @@ class Failure(Exception):
         self.replies = 0  # that others had had when the call began to fail
 
 
-def bound(body: Mapping[str, Any], length_name: str) -> Usage:
+def bound(body: Mapping[str, Any], length_name: str) -> Tokens:
     """The most that a request can be billed for, as no token is shorter than a byte; a prompt's true size is about a
     quarter of it, and what a template adds to tools and messages has its place in that slack."""
     size = len(json.dumps([body["messages"], body.get("tools", ())], ensure_ascii=False).encode())
-    return Usage(prompt=size + 16 * len(body["messages"]) + 512, completion=body[length_name])
+    return Tokens(prompt=size + 16 * len(body["messages"]) + 512, completion=body[length_name])
 
 
 def read_reply(text: str) -> dict[str, Any]:
@@ -66,7 +66,7 @@ def read_reply(text: str) -> dict[str, Any]:
         raise Failure(f"the reply is cut off or no chat completion ({error})", again=True) from None
 
 
-def usage_of(reply: Mapping[str, Any]) -> Usage | None:
+def usage_of(reply: Mapping[str, Any]) -> Tokens | None:
     """The tokens that the server counted, or None where it does not say.
 
     Some count what a model thinks in the total alone, and charge it as completion.
@@ -75,7 +75,7 @@ def usage_of(reply: Mapping[str, Any]) -> Usage | None:
         counted = reply["usage"]
         cached = (counted.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
         prompt, completion = int(counted["prompt_tokens"]), int(counted["completion_tokens"])
-        return Usage(prompt, max(completion, int(counted.get("total_tokens") or 0) - prompt), int(cached))
+        return Tokens(prompt, max(completion, int(counted.get("total_tokens") or 0) - prompt), int(cached))
     except (KeyError, TypeError, ValueError, AttributeError):
         return None
 

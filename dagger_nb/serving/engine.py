@@ -14,9 +14,9 @@ from typing import Any
 
 from dagger_nb import paths
 from dagger_nb.errors import ConfigError, EnvironmentProblem
-from dagger_nb.gpus import ORDER
 from dagger_nb.settings import ServingSettings
-from dagger_nb.shapes import positions_of
+from dagger_nb.sizing.gpus import ORDER
+from dagger_nb.sizing.shapes import positions_of
 
 BASE = "base"  # what the base is asked for by; adapters are asked for by the name of their version
 _PROBE = """

@@ -7,7 +7,7 @@ import os
 import torch
 
 from dagger_nb.errors import EnvironmentProblem
-from dagger_nb.gpus import ORDER, local_gpus
+from dagger_nb.sizing.gpus import ORDER, local_gpus
 
 
 def accelerator() -> str:

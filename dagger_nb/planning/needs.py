@@ -7,13 +7,15 @@ from dataclasses import replace
 
 import pandas as pd
 
-from dagger_nb import config, footprint, memory
-from dagger_nb.gpus import local_gpus
-from dagger_nb.plan import Plan, grading, plan
+from dagger_nb import config
+from dagger_nb.planning import footprint
+from dagger_nb.planning.plan import Plan, grading, plan
+from dagger_nb.planning.usage import GRADE, Usage
 from dagger_nb.profiles import LAPTOP_GB, PROFILES
 from dagger_nb.recipes import RECIPES
 from dagger_nb.settings import GENERATED, Settings
-from dagger_nb.usage import GRADE, Usage
+from dagger_nb.sizing import memory
+from dagger_nb.sizing.gpus import local_gpus
 
 _RECIPES_OF = {"02": (), "03": ("base", "sft"), "04": ("dagger", "switch"), "05": (), "06": ()}
 _FIRST = "sft collect 1"  # collected by notebook 02 and read by 03

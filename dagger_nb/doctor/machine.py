@@ -1,4 +1,4 @@
-"""What this machine has and lacks for a profile, each finding with its next step."""
+"""What every profile needs of this machine: Python, programs, packages, a sandbox, cores, the committed base model."""
 
 from __future__ import annotations
 
@@ -6,114 +6,18 @@ import importlib.metadata
 import importlib.util
 import os
 import shutil
-import sys
 import tomllib
 import warnings
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from dagger_nb import config, paths, store
-from dagger_nb.checks import Check, disk, failed, on_its_disk
-from dagger_nb.errors import ConfigError, DaggerError, DataError, EnvironmentProblem
-from dagger_nb.profiles import LAPTOP_GB
+from dagger_nb import paths, store
+from dagger_nb.doctor.checks import Check, failed
+from dagger_nb.errors import DaggerError, DataError
 from dagger_nb.sandboxes.local import local_factory
-from dagger_nb.settings import GENERATED, Settings
 
 PINNED = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "swebench", "papermill", "pytest")
-
-
-def examine(profile: str, overrides: Mapping[str, object] | None = None) -> list[Check]:
-    """Every check for a profile, in the order of the table. Raises ConfigError for an unknown profile or setting."""
-    settings = config.load(profile, overrides)
-    local = settings.sandbox.back_end == "local"
-    checks = [
-        python_version(sys.version_info[:3]),
-        tool("git"),
-        *([sandbox()] if local else containers(settings)),
-        *packages(pinned_requirements()),
-        threads(settings.threads),
-        planned_disk(settings),
-        write_permission(),
-    ]
-    if settings.served:
-        from dagger_nb import readiness
-
-        return [*checks, *readiness.served(settings)]
-    return [
-        *checks,
-        *own_tasks(settings),
-        *own_teacher(settings),
-        base_model(paths.checkpoint(settings.student.path)),
-        *([optional_program("docker", "Docker", "containers as sandboxes")] if local else []),
-        optional_program("nvidia-smi", "GPU", "the Qwen3 profiles"),
-        optional_module("vllm", "vLLM", "serving the Qwen3 profiles"),
-    ]
-
-
-def refuse_unready(profile: str, overrides: Mapping[str, object], *, begun: bool) -> None:
-    """Raise EnvironmentProblem with every failed check; once a run has begun, it has taken part of its room itself."""
-    lacking = [c for c in examine(profile, overrides) if c.status == "fail" and not (begun and c.room)]
-    if lacking:
-        raise EnvironmentProblem(
-            f"profile {profile} cannot run here; mend what fails, then give the same command again:\n{table(lacking)}"
-        )
-
-
-def containers(settings: Settings) -> list[Check]:
-    """Of sandboxes that are Docker's: the engine, its disk, and whether its machine has memory and cores for them."""
-    from dagger_nb import container_checks
-
-    try:
-        beside = claims(settings)
-    except DaggerError:  # which `planned_disk` tells
-        beside = {}
-    return container_checks.containers(settings, beside)
-
-
-def own_tasks(settings: Settings) -> list[Check]:
-    """Of tasks that are not generated: whether they are here, suffice, and can be graded."""
-    if settings.tasks.source == GENERATED:
-        return []
-    from dagger_nb import readiness
-
-    return [readiness.tasks(settings)]
-
-
-def own_teacher(settings: Settings) -> list[Check]:
-    """Of a teacher that is not the scripted one: why the student of this process cannot learn from it."""
-    if settings.teacher.scripted:
-        return []
-    from dagger_nb import crew
-
-    try:
-        crew.refuse_teacher(settings)
-    except ConfigError as error:
-        return [failed("teacher", error)]
-    return []
-
-
-def planned_disk(settings: Settings) -> Check:
-    try:
-        return disk("disk", paths.home(), on_its_disk(paths.home(), claims(settings)), paths.HOME_VARIABLE)
-    except DaggerError as error:  # a model whose shape is not known
-        return failed("disk", error)
-
-
-def claims(settings: Settings) -> dict[Path, float]:
-    """GB of free space that a profile needs, by folder, without what sandboxes take."""
-    if settings.profile in LAPTOP_GB:
-        return {paths.home(): LAPTOP_GB[settings.profile]}
-    from dagger_nb import readiness
-
-    return readiness.claims(settings)
-
-
-def table(checks: Iterable[Check]) -> str:
-    """The checks as lines of text: status, name, finding, next step."""
-    lines = [f"{c.status:<5}{c.name:<17}{c.what}{f'  ->  {c.next_step}' if c.next_step else ''}" for c in checks]
-    return "\n".join(lines)
 
 
 def python_version(version: tuple[int, ...]) -> Check:

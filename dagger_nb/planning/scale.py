@@ -24,14 +24,15 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from dagger_nb import memory, paths
+from dagger_nb import paths
 from dagger_nb.experiment import EXAMS, diagnosed
 from dagger_nb.mixing import BernoulliMixer
-from dagger_nb.rates import Rates
+from dagger_nb.planning.rates import Rates
+from dagger_nb.planning.usage import GRADE, TRAIN
 from dagger_nb.recipes import recipe
 from dagger_nb.settings import Settings
-from dagger_nb.shapes import Shape, shape_of
-from dagger_nb.usage import GRADE, TRAIN
+from dagger_nb.sizing import memory
+from dagger_nb.sizing.shapes import Shape, shape_of
 
 DEFAULT_GPU = "NVIDIA H200"
 SPLITS = ("test", "unseen", "longer", "dev")

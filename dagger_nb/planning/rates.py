@@ -5,6 +5,8 @@ They lie in data/plan/rates.json, a row for each kind of phase, with the runs an
 
 from __future__ import annotations
 
+import os
+import platform
 import re
 import time
 from collections import Counter
@@ -13,7 +15,10 @@ from pathlib import Path
 
 from dagger_nb import paths
 from dagger_nb.errors import DataError
-from dagger_nb.usage import GRADE, TRAIN, Usage
+from dagger_nb.experiment import Experiment
+from dagger_nb.planning.usage import GRADE, TRAIN, Usage, count
+from dagger_nb.settings import Settings
+from dagger_nb.store import write_json
 
 Rates = Mapping[str, Mapping[str, float]]
 
@@ -29,9 +34,31 @@ def rate_of(kind: str, rates: Rates) -> Mapping[str, float]:
     if kind not in rates:
         raise DataError(
             f"{rates_file()} has no rates of {kind!r}; run a profile with such a phase, then "
-            "`python -m dagger_nb.plan --measure --profile` and its name"
+            "`dagger-nb plan --measure --profile` and its name"
         )
     return rates[kind]
+
+
+def write_rates(settings: Settings, runs: Mapping[str, Experiment], logs: Sequence[Path] = ()) -> Path:
+    """Write rates.json from this machine's runs of some settings; `logs`, or executed notebooks, tell their times.
+
+    Raises:
+        DataError: a log cannot be read, or does not tell the time of a kind of episodes.
+    """
+    used = count(runs.values())
+    turn_seconds = seconds_per_turn([_text(path) for path in logs], used)
+    rates = measure(used, turn_seconds, time_grading(), settings.training.passes)
+    folders = ", ".join(run.store.root.name for run in runs.values())
+    machine = f"{platform.machine()}, {os.cpu_count()} CPUs"
+    source = f"profile {settings.profile}, seed {settings.seed}: {folders}; {machine}"
+    return write_json(rates_file(), {"source": source, "rates": rates})
+
+
+def _text(log: Path) -> str:
+    try:
+        return log.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{log} cannot be read ({error}); name logs or executed notebooks with --log") from error
 
 
 def measure(
@@ -89,10 +116,10 @@ def seconds_per_turn(logs: Iterable[str], used: Sequence[Usage]) -> dict[str, fl
     kinds = {phase.phase: phase.kind for phase in used if phase.turns}
     turns: Counter[str] = Counter()
     seconds: Counter[str] = Counter()
-    for name, exam, round_, count, spent in (found for log in logs for found in _PROGRESS.findall(log)):
+    for name, exam, round_, played, spent in (found for log in logs for found in _PROGRESS.findall(log)):
         kind = kinds.get(f"{name} collect {round_}" if round_ else f"{name} {exam}")
         if kind:
-            turns[kind] += int(count)
+            turns[kind] += int(played)
             seconds[kind] += int(spent)
     if missing := sorted(set(kinds.values()) - set(turns)):
         raise DataError(f"no line of progress tells the time of {missing}; name the executed notebooks with --log")

@@ -1,8 +1,4 @@
-"""Tokens, test runs and minutes of a reproduction before they are spent, and a check of the prediction afterwards.
-
-    python -m dagger_nb.plan --profile tiny             the prediction
-    python -m dagger_nb.plan --profile tiny --check     against this machine's runs; exit code 1 where it misses
-    python -m dagger_nb.plan --profile tiny --measure   write data/plan/rates.json from this machine's runs
+"""Tokens, test runs and minutes of a reproduction before they are spent.
 
 Formulas, with E episodes known from the settings and the rates below (a row for each kind of phase):
 
@@ -20,30 +16,20 @@ the teacher's bill are added (`footprint`).
 
 from __future__ import annotations
 
-import argparse
-import os
-import platform
-import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import pandas as pd
 
-from dagger_nb import config, footprint, results, scale, usage
-from dagger_nb.errors import DaggerError, DataError
-from dagger_nb.experiment import EXAMS, Experiment, exam_size
-from dagger_nb.fleet import Fleet
-from dagger_nb.gpus import local_gpus
-from dagger_nb.rates import Rates, measure, rate_of, rates_file, seconds_per_turn, time_grading
+from dagger_nb.experiment import EXAMS, exam_size
+from dagger_nb.planning import footprint, scale, usage
+from dagger_nb.planning.rates import Rates, rate_of, rates_file
+from dagger_nb.planning.usage import GRADE, TRAIN, Usage
 from dagger_nb.recipes import RECIPES, Recipe, recipe
 from dagger_nb.results import PROGRAMME
 from dagger_nb.settings import Settings
-from dagger_nb.store import read_json, rounds_to_train_on, write_json
-from dagger_nb.usage import GRADE, TRAIN, Usage
-
-TOLERANCE = 2.0  # a prediction of tokens or test runs may be off by this factor
-_TOTALS = ("tokens", "test_runs", "fresh_runs")
+from dagger_nb.sizing.gpus import local_gpus
+from dagger_nb.store import read_json, rounds_to_train_on
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,99 +140,3 @@ def grading(name: str, patches: int, settings: Settings, rates: Rates) -> Usage:
     fresh = runs * rate["fresh"]
     seconds = fresh * rate["seconds"] / settings.workers
     return Usage(f"{name} grading", GRADE, episodes=patches, test_runs=runs, fresh_runs=fresh, seconds=seconds)
-
-
-# --- against what was used ------------------------------------------------------------------------------------
-
-
-def compare(predicted: Plan, runs: Iterable[Experiment]) -> pd.DataFrame:
-    """Predicted over actual, a row for each phase that both have and a last one for all of these.
-
-    Columns: for tokens, test_runs and fresh_runs the prediction, the count, and <name>_ratio (NaN for 0 / 0).
-
-    Raises:
-        DataError: there is no run of these settings, or a phase that was predicted is missing.
-    """
-    actual = {phase.phase: phase for phase in usage.count(runs)}
-    if missing := [phase.phase for phase in predicted.phases if phase.phase not in actual]:
-        raise DataError(
-            f"nothing to compare with: {len(missing)} phases have not run, e.g. {missing[0]!r}; "
-            f"run notebooks 03 and 04 with profile {predicted.settings.profile!r} first"
-        )
-    rows = {phase.phase: _beside(phase, actual[phase.phase]) for phase in predicted.phases}
-    table = pd.DataFrame(rows).T
-    table.loc["all"] = table.sum()
-    for name in _TOTALS:
-        table[f"{name}_ratio"] = table[f"{name}_predicted"] / table[f"{name}_used"]
-    return table
-
-
-def _beside(predicted: Usage, used: Usage) -> dict[str, float]:
-    pairs = (("predicted", predicted), ("used", used))
-    return {f"{name}_{word}": float(getattr(phase, name)) for name in _TOTALS for word, phase in pairs}
-
-
-def misses(table: pd.DataFrame) -> list[str]:
-    """Which totals of `compare` are off by more than `TOLERANCE`, in words; empty where the prediction held."""
-    ratios = {name: table.loc["all", f"{name}_ratio"] for name in _TOTALS}
-    return [
-        f"{name}: predicted {ratio:.2f} times what was used"
-        for name, ratio in ratios.items()
-        if not 1 / TOLERANCE <= ratio <= TOLERANCE
-    ]
-
-
-# --- the command ----------------------------------------------------------------------------------------------
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the prediction, check it, or measure rates. Exit code: 0, 1 where a check fails, 2 for bad input."""
-    options = _parser().parse_args(arguments)
-    try:
-        settings = config.load(options.profile, {"seed": options.seed})
-        if options.measure:
-            return _measure(settings, options.log)
-        return _check(settings) if options.check else _print(settings)
-    except DaggerError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-
-
-def _print(settings: Settings) -> int:
-    print(plan(settings))
-    return 0
-
-
-def _check(settings: Settings) -> int:
-    table = compare(plan(settings), results.runs(settings, Fleet(1)).values())
-    print(table.round(2).to_string())
-    missed = misses(table)
-    print("\n".join(missed) or f"the prediction of {settings.profile!r} holds within a factor of {TOLERANCE:g}")
-    return 1 if missed else 0
-
-
-def _measure(settings: Settings, logs: Sequence[Path]) -> int:
-    runs = results.runs(settings, Fleet(1))
-    used = usage.count(runs.values())
-    texts = [path.read_text(encoding="utf-8") for path in logs]
-    rates = measure(used, seconds_per_turn(texts, used), time_grading(), settings.training.passes)
-    source = (
-        f"profile {settings.profile}, seed {settings.seed}: {', '.join(run.store.root.name for run in runs.values())}; "
-        f"{platform.machine()}, {os.cpu_count()} CPUs"
-    )
-    print(f"wrote {write_json(rates_file(), {'source': source, 'rates': rates})}")
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m dagger_nb.plan", description=__doc__.partition("\n")[0])
-    parser.add_argument("--profile", default="tiny")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--check", action="store_true", help="compare with this machine's runs")
-    parser.add_argument("--measure", action="store_true", help="write the rates from this machine's runs")
-    parser.add_argument("--log", type=Path, nargs="*", default=[], help="with --measure: logs, executed notebooks")
-    return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

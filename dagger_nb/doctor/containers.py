@@ -8,10 +8,12 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from dagger_nb import crew, footprint, memory, paths
-from dagger_nb.checks import Check, failed, on_its_disk
+from dagger_nb import crew, paths
+from dagger_nb.doctor.checks import Check, failed, on_its_disk
 from dagger_nb.errors import DaggerError
+from dagger_nb.planning import footprint
 from dagger_nb.settings import Settings
+from dagger_nb.sizing import memory
 
 
 def containers(settings: Settings, beside: Mapping[Path, float]) -> list[Check]:

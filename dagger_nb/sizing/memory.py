@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 
 from dagger_nb.errors import ConfigError
 from dagger_nb.settings import Settings
-from dagger_nb.shapes import Shape, shape_of
+from dagger_nb.sizing.shapes import Shape, shape_of
 
 GB = 1e9
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # of a weight, double quantisation as bitsandbytes packs it
