@@ -42,7 +42,7 @@ test-slow: $(STAMP)  ## run the heavier tests: 10,000 calls through faults, kill
 test-docker: $(STAMP)  ## test the Docker sandboxes and the official harness; starts an engine where it may
 	$(BIN)/python -m pytest -q tests/containers
 
-test-serving: $(STAMP) $(VLLM_ENV)/.installed  ## test served students on a real vLLM (CPU build, 3.1 GB)
+test-serving: $(STAMP) $(VLLM_ENV)/.installed  ## test served students on a real vLLM (CPU build, 3.1 GB), and the notebooks with real tasks
 	DAGGER_NB_VLLM=$(VLLM_ENV)/bin/python $(BIN)/python -m pytest -q tests/serving
 
 test-gpu: $(STAMP)  ## check a GPU in a minute: attention, NF4, one training step

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import docker
 import pytest
 from common import SETTINGS
-from engine import NoEngine, engine
-from images import Image, saved
+from docker_engine import connected
+from docker_images import Image, saved
 
 from dagger_nb.sandboxes import Limits, LocalFactory, local_factory
 from dagger_nb.sandboxes.containers import DockerFactory, host_image
-from dagger_nb.sandboxes.containers.errors import connect
 
 HERE = Path(__file__).parent
 
@@ -27,21 +25,8 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 @pytest.fixture(scope="session")
 def client() -> Iterator[docker.DockerClient]:
-    """A client of an engine that answers, started where that is allowed; DOCKER_HOST names it meanwhile."""
-    before = os.environ.get("DOCKER_HOST")
-    try:
-        with engine() as host:
-            if host:
-                os.environ["DOCKER_HOST"] = host
-            found = connect()
-            yield found
-            found.close()
-    except NoEngine as why:
-        pytest.skip(f"no Docker engine: {why}")
-    finally:
-        os.environ.pop("DOCKER_HOST", None)
-        if before is not None:
-            os.environ["DOCKER_HOST"] = before
+    with connected() as found:
+        yield found
 
 
 @pytest.fixture(scope="session")

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
 
 import docker
 import pytest
 from common import SETTINGS
-from engine import started
-from images import Image, load, noise, of_task
+from docker_engine import started
+from docker_images import Image, load, noise, of_task
+from docker_registry import Registry, registry_of, serving
 from players import Crew, casting
-from registry import Registry, serving
 
 from dagger_nb import config, paths
 from dagger_nb.collector import Capacity, Collector
@@ -33,19 +32,6 @@ from dagger_nb.tasks import generate, tasks
 
 MB = 1_000_000
 NAMES = [f"team/image-{number}" for number in range(6)]
-
-
-@contextmanager
-def registry_of(client: docker.DockerClient, images: Mapping[str, Image]) -> Iterator[Registry]:
-    """A registry of these images, none of which is in the daemon before or after; `names` is what to ask for."""
-    found = Registry(images)
-    with serving(found) as address:
-        found.names = [f"{address}/{name}:latest" for name in images]
-        try:
-            yield found
-        finally:
-            for name in filter(client.images.list, found.names):
-                client.api.remove_image(name, force=True)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from images import load, of_task
+from docker_images import load, of_task
 
 from dagger_nb.errors import EnvironmentProblem
 from dagger_nb.evaluation.grades import Grade, Status

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from common import HOSTILE, PATIENT_S
-from images import git, load, of_folder, of_task
+from docker_images import git, load, of_folder, of_task
 
 from dagger_nb.errors import SandboxError
 from dagger_nb.evaluation.grades import Status

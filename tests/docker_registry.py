@@ -13,11 +13,25 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from images import Image, digest
+import docker
+from docker_images import Image, digest
 
 MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 CONFIGURATION = "application/vnd.docker.container.image.v1+json"
 LAYER = "application/vnd.docker.image.rootfs.diff.tar"
+
+
+@contextmanager
+def registry_of(client: docker.DockerClient, images: Mapping[str, Image]) -> Iterator[Registry]:
+    """A registry of these images, none of which is in the daemon before or after; `names` is what to ask for."""
+    found = Registry(images)
+    with serving(found) as address:
+        found.names = [f"{address}/{name}:latest" for name in images]
+        try:
+            yield found
+        finally:
+            for name in filter(client.images.list, found.names):
+                client.api.remove_image(name, force=True)
 
 
 class Registry:

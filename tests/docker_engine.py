@@ -18,6 +18,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
+import docker
+import pytest
+
 from dagger_nb.errors import EnvironmentProblem
 from dagger_nb.sandboxes.containers.errors import connect
 
@@ -29,6 +32,28 @@ PREFIX = "dagger-nb-docker-"
 
 class NoEngine(Exception):
     """There is no engine and none may be started; the message says why."""
+
+
+@contextmanager
+def connected() -> Iterator[docker.DockerClient]:
+    """A client of an engine that answers, started where that is allowed; DOCKER_HOST names it meanwhile.
+
+    Where there is none, the test is skipped with the reason.
+    """
+    before = os.environ.get("DOCKER_HOST")
+    try:
+        with engine() as host:
+            if host:
+                os.environ["DOCKER_HOST"] = host
+            found = connect()
+            yield found
+            found.close()
+    except NoEngine as why:
+        pytest.skip(f"no Docker engine: {why}")
+    finally:
+        os.environ.pop("DOCKER_HOST", None)
+        if before is not None:
+            os.environ["DOCKER_HOST"] = before
 
 
 @contextmanager
