@@ -39,6 +39,20 @@ class Tokens:
     completion: int = 0
     cached: int = 0
 
+    @classmethod
+    def counted_in(cls, reply: Mapping[str, Any]) -> Tokens | None:
+        """The tokens that the server counted in a reply, or None where it does not say.
+
+        Some count what a model thinks in the total alone, and charge it as completion.
+        """
+        try:
+            counted = reply["usage"]
+            cached = (counted.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+            prompt, completion = int(counted["prompt_tokens"]), int(counted["completion_tokens"])
+            return cls(prompt, max(completion, int(counted.get("total_tokens") or 0) - prompt), int(cached))
+        except (KeyError, TypeError, ValueError, AttributeError):
+            return None
+
     def __add__(self, other: Tokens) -> Tokens:
         return Tokens(self.prompt + other.prompt, self.completion + other.completion, self.cached + other.cached)
 

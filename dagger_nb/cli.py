@@ -168,35 +168,27 @@ def _plan(options: argparse.Namespace) -> int:
     settings = config.load(options.profile, {"seed": options.seed, **config.pairs(options.parameter)})
     if options.log and not options.measure:
         raise ConfigError("--log tells --measure how long turns took; add --measure, or leave it out")
-    if options.measure:
-        return _measure(settings, options.log)
-    if options.check:
-        return _check(settings)
+    if options.check or options.measure:
+        return _plan_and_runs(settings, options)
     _say(str(plan(settings)))
     return 0
 
 
-def _check(settings: Settings) -> int:
-    """The plan beside this machine's runs; exit code 1 where it missed."""
+def _plan_and_runs(settings: Settings, options: argparse.Namespace) -> int:
+    """Rates from this machine's runs, or the plan beside them: exit code 1 where it missed."""
     from dagger_nb import results
     from dagger_nb.fleet import Fleet
-    from dagger_nb.planning import comparison
-    from dagger_nb.planning.plan import plan
+    from dagger_nb.planning import comparison, plan, rates
 
-    table = comparison.compare(plan(settings), results.runs(settings, Fleet(1)).values())
+    runs = results.runs(settings, Fleet(1))
+    if options.measure:
+        _say(f"wrote {rates.write_rates(settings, runs, options.log)}")
+        return 0
+    table = comparison.compare(plan.plan(settings), runs.values())
     _say(table.round(2).to_string())
     missed = comparison.misses(table)
     _say("\n".join(missed) or f"the plan of {settings.profile!r} holds within a factor of {comparison.TOLERANCE:g}")
     return 1 if missed else 0
-
-
-def _measure(settings: Settings, logs: Sequence[Path]) -> int:
-    from dagger_nb import results
-    from dagger_nb.fleet import Fleet
-    from dagger_nb.planning.rates import write_rates
-
-    _say(f"wrote {write_rates(settings, results.runs(settings, Fleet(1)), logs)}")
-    return 0
 
 
 def _show(options: argparse.Namespace) -> int:

@@ -410,7 +410,7 @@ def test_images_share_a_disk_with_models_and_runs(engine, monkeypatch, tmp_path)
     elsewhere = {Path("/proc"): 1e9}
     assert containers.images(settings, about, 0.0, elsewhere).status == "ok"
     monkeypatch.setattr(examination, "claims", lambda settings: {Path(engine.root): 1e9})
-    assert examination.containers(settings)[0].status == "fail"
+    assert examination.engine(settings)[0].status == "fail"
 
 
 def small_on(engine, **overrides: object) -> dict[str, doctor.Check]:

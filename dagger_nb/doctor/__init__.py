@@ -12,6 +12,6 @@ examination   all of these for one profile
 """
 
 from dagger_nb.doctor.checks import Check
-from dagger_nb.doctor.examination import examine, refuse_unready, table
+from dagger_nb.doctor.examination import examine, table
 
-__all__ = ["Check", "examine", "refuse_unready", "table"]
+__all__ = ["Check", "examine", "table"]

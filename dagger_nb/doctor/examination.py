@@ -25,7 +25,7 @@ def examine(profile: str, overrides: Mapping[str, object] | None = None) -> list
     checks = [
         machine.python_version(sys.version_info[:3]),
         machine.tool("git"),
-        *([machine.sandbox()] if local else containers(settings)),
+        *([machine.sandbox()] if local else engine(settings)),
         *machine.packages(machine.pinned_requirements()),
         machine.threads(settings.threads),
         planned_disk(settings),
@@ -72,15 +72,15 @@ def served(settings: Settings) -> list[Check]:
     return [*checks, *downloads(settings), context(settings), teacher(settings), *budget(settings), tasks(settings)]
 
 
-def containers(settings: Settings) -> list[Check]:
+def engine(settings: Settings) -> list[Check]:
     """Of sandboxes that are Docker's: the engine, its disk, and whether its machine has memory and cores for them."""
-    from dagger_nb.doctor import containers
+    from dagger_nb.doctor.containers import containers
 
     try:
         beside = claims(settings)
     except DaggerError:  # which `planned_disk` tells
         beside = {}
-    return containers.containers(settings, beside)
+    return containers(settings, beside)
 
 
 def own_tasks(settings: Settings) -> list[Check]:
@@ -113,6 +113,6 @@ def claims(settings: Settings) -> dict[Path, float]:
     """GB of free space that a profile needs, by folder, without what sandboxes take."""
     if settings.profile in LAPTOP_GB:
         return {paths.home(): LAPTOP_GB[settings.profile]}
-    from dagger_nb.doctor.room import claims
+    from dagger_nb.doctor import room
 
-    return claims(settings)
+    return room.claims(settings)

@@ -37,7 +37,7 @@ try:
     import openai
     from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
 
-    from dagger_nb.policies.wire import Failure, bound, failure_of, fault_of, read_reply, unbilled, usage_of
+    from dagger_nb.policies.wire import Failure, bound, failure_of, fault_of, read_reply, unbilled
 except ImportError as error:
     raise EnvironmentProblem(f"{error}; an endpoint needs `pip install 'dagger-nb[serving]'`") from error
 
@@ -143,7 +143,7 @@ class EndpointPolicy:
         if found is not None:
             return found, Tokens()
         reply = await self._asked_once(key, body)
-        return reply, usage_of(reply) or Tokens()
+        return reply, Tokens.counted_in(reply) or Tokens()
 
     async def listed(self) -> dict[str, Mapping[str, Any]]:
         """The models that the server says it has, by name; none where it does not say.
@@ -304,7 +304,7 @@ class EndpointPolicy:
             (self.bill.release if unbilled(error) else self.bill.doubt)(call)
             raise self._failure_of(error) from None
         fault = fault_of(reply, self.settings.path)
-        self.bill.settle(call, usage_of(reply), None if fault else reply)
+        self.bill.settle(call, Tokens.counted_in(reply), None if fault else reply)
         self._replies += 1
         if fault:
             raise Failure(fault, again=True, billed=True)

@@ -93,7 +93,7 @@ class ServedStudent:
                 raise ValueError(f"it was broken off: {choice['finish_reason']}")
             ids = tuple(choice["token_ids"])
             numbers = tuple(choice["logprobs"]["token_logprobs"])
-        return Answer(self.renderer.parse(ids), ids, numbers, _usage(reply))
+        return Answer(self.renderer.parse(ids), ids, numbers, Tokens.counted_in(reply) or Tokens())
 
     async def score(self, ids: Sequence[int]) -> tuple[float, ...]:
         """The log-probability of each token but the first, given those before it. Raises PolicyError."""
@@ -134,12 +134,6 @@ def _sampling(sampling: Sampling, seed: int) -> dict[str, Any]:
     if sampling.temperature == 0:
         return {"temperature": 0.0}
     return {"temperature": sampling.temperature, "top_p": sampling.top_p, "seed": seed}
-
-
-def _usage(reply: Mapping[str, Any]) -> Tokens:
-    usage = reply.get("usage") or {}
-    cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
-    return Tokens(usage.get("prompt_tokens", 0), usage.get("completion_tokens", 0), cached)
 
 
 def _may_pass(error: BaseException) -> bool:

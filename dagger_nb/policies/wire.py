@@ -66,20 +66,6 @@ def read_reply(text: str) -> dict[str, Any]:
         raise Failure(f"the reply is cut off or no chat completion ({error})", again=True) from None
 
 
-def usage_of(reply: Mapping[str, Any]) -> Tokens | None:
-    """The tokens that the server counted, or None where it does not say.
-
-    Some count what a model thinks in the total alone, and charge it as completion.
-    """
-    try:
-        counted = reply["usage"]
-        cached = (counted.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
-        prompt, completion = int(counted["prompt_tokens"]), int(counted["completion_tokens"])
-        return Tokens(prompt, max(completion, int(counted.get("total_tokens") or 0) - prompt), int(cached))
-    except (KeyError, TypeError, ValueError, AttributeError):
-        return None
-
-
 def fault_of(reply: Mapping[str, Any], model: str) -> str:
     """What forbids to use a complete reply, in words, or an empty text."""
     if reply["model"] and not same_model(model, reply["model"]):

@@ -140,12 +140,13 @@ def newer_row(task: Task, registry: Registry) -> dict[str, Any]:
     return row
 
 
-def images(base: Image, *, older_ones: bool) -> dict[str, Image]:
-    """Images of the rows of one schema, those of the newer as the registry has them."""
-    chosen = [task for task in known() if is_older(task) == older_ones]
-    if older_ones:
-        return {older.image(older_name(task)): of_task(base, task).on_top(CONDA) for task in chosen}
-    return {f"team/{task.instance_id}": of_task(base, task) for task in chosen}
+def images(base: Image) -> dict[str, Image]:
+    """Of the rows of the newer schema, as the registry has them."""
+    return {f"team/{task.instance_id}": of_task(base, task) for task in known() if not is_older(task)}
+
+
+def older_images(base: Image) -> dict[str, Image]:
+    return {older.image(older_name(task)): of_task(base, task).on_top(CONDA) for task in known() if is_older(task)}
 
 
 # --- the reproduction ---------------------------------------------------------------------------------------------
@@ -157,8 +158,8 @@ def story(engine, home) -> Iterator[Story]:
         patch.setenv("TEACHER_API_KEY", KEY)
         server.mixed(FAULTS)
         base = saved(client, host_image.build(client))
-        load(client, images(base, older_ones=True))
-        with registry_of(client, images(base, older_ones=False)) as registry:
+        load(client, older_images(base))
+        with registry_of(client, images(base)) as registry:
             source = write_jsonl(home / "own.jsonl", [row_of(task, registry) for task in known()])
             given = {"tasks.source": str(source), "serving.python": engine.python, "teacher.endpoint": server.url}
             overrides = OVERRIDES | given
